@@ -1,0 +1,32 @@
+// All that is compiled once per instruction set, in the order it builds up. An ISA file (isa_*.cpp) sets
+// the target and RNN_EXT_VECTOR_BYTES, opens its namespace and includes this; standard headers come
+// before the target is set, so that no inline function of theirs is emitted with instructions that the
+// machine may lack.
+#include "simd.inl"
+#include "tanh.inl"
+#include "pack.inl"
+#include "microkernel.inl"
+#include "epilogue.inl"
+#include "recurrence.inl"
+
+template <class T>
+void tanh_array(const T* x, T* y, int64_t n) {
+  constexpr int L = kLanes<T>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) store(y + i, tanh<T>(load(x + i)));
+  if (i < n) store_first(y + i, tanh<T>(load_first(x + i, static_cast<int>(n - i))), static_cast<int>(n - i));
+}
+
+constexpr Isa make_isa(const char* name, bool (*supported)()) {
+  return Isa{name,
+             kVectorBytes,
+             kPanelVectors,
+             kWidePanelVectors,
+             kWidePanelRows,
+             kTwoChainVectors,
+             supported,
+             run<float>,
+             run<double>,
+             tanh_array<float>,
+             tanh_array<double>};
+}

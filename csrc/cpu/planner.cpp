@@ -1,0 +1,129 @@
+#include "planner.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "isa.h"
+#include "panels.h"
+
+namespace rnn_ext {
+
+namespace {
+
+// The cost model counts cycles of one core. Its figures are those of current x86 server cores; they only
+// have to rank the grids below, and the ranking is far from the margin for most shapes.
+constexpr double kFmaPorts = 2;
+constexpr double kLoadPorts = 2;           // vector loads a cycle that hit L1
+constexpr double kL2BytesPerCycle = 44;    // sustained, streaming
+constexpr double kL3BytesPerCycle = 10;    // likewise
+constexpr double kMemoryBytesPerCycle = 4;
+constexpr double kEpilogueCycles = 12;     // a vector of tanh, its loads and stores
+constexpr double kRowStepCycles = 20;      // calls and address arithmetic of a row in a step
+constexpr double kBarrierCycles = 450;     // two cache-line transfers between cores
+constexpr double kStateLineCycles = 15;    // fetching a line of another core's state, overlapped
+constexpr double kLaunchCycles = 12000;    // waking the pool and joining it: about 4 us
+
+double weight_bytes_per_cycle(double bytes, const Machine& m, double vector_bytes) {
+  // A quarter of a cache is left to everything else that a step touches.
+  if (bytes < 0.75 * m.l1) return kLoadPorts * vector_bytes;
+  if (bytes < 0.75 * m.l2) return kL2BytesPerCycle;
+  if (bytes < 0.75 * m.l3) {
+    // Serpentine order finds what L2 still holds of the last step.
+    const double kept = 0.75 * m.l2 / bytes;
+    return 1 / (kept / kL2BytesPerCycle + (1 - kept) / kL3BytesPerCycle);
+  }
+  return kMemoryBytesPerCycle;
+}
+
+struct Grid {
+  int rows, columns;
+};
+
+double step_cycles(const Shape& s, int element_size, const Isa& isa, const Machine& m, Grid grid) {
+  const double lanes = static_cast<double>(isa.vector_bytes) / element_size;
+  const double rows = std::max<double>(1, (s.groups * s.batch + grid.rows - 1) / grid.rows);
+  const double groups = std::max<double>(1, std::min<double>(s.groups, rows / std::max<int64_t>(1, s.batch)));
+  const double vectors = (s.hidden + lanes - 1) / lanes;
+  const double my_vectors = (vectors + grid.columns - 1) / grid.columns;
+  const double weights = groups * s.hidden * my_vectors * isa.vector_bytes;
+  const double fma = rows * s.hidden * my_vectors / kFmaPorts;
+  const double weight_stream = weights / weight_bytes_per_cycle(weights, m, isa.vector_bytes);
+  double cycles = std::max(fma, weight_stream) + rows * (my_vectors * kEpilogueCycles + kRowStepCycles);
+  if (grid.columns > 1) {
+    const double lines = rows * (vectors - my_vectors) * isa.vector_bytes / 64;
+    cycles += kBarrierCycles + lines * kStateLineCycles;
+  }
+  return cycles;
+}
+
+}  // namespace
+
+Machine this_machine() {
+  auto size_of = [](int name, int64_t otherwise) {
+    const int64_t size = sysconf(name);
+    return size > 0 ? size : otherwise;
+  };
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  static const Machine machine = {size_of(_SC_LEVEL1_DCACHE_SIZE, 32 << 10), size_of(_SC_LEVEL2_CACHE_SIZE, 512 << 10),
+                                  size_of(_SC_LEVEL3_CACHE_SIZE, 8 << 20)};
+#else
+  static const Machine machine = {32 << 10, 512 << 10, 8 << 20};
+#endif
+  return machine;
+}
+
+Plan make_plan(const Shape& shape, int element_size, const Isa& isa, const Machine& machine, int threads) {
+  const int lanes = isa.vector_bytes / element_size;
+  const int64_t all_rows = shape.groups * shape.batch;
+  const int64_t vectors = (shape.hidden + lanes - 1) / lanes;
+
+  Grid best = {1, 1};
+  const double serial = shape.time * step_cycles(shape, element_size, isa, machine, best);
+  double least = serial;
+  for (int columns = 1; columns <= threads && columns <= std::max<int64_t>(1, vectors); ++columns) {
+    const Grid grid = {static_cast<int>(std::clamp<int64_t>(all_rows, 1, threads / columns)), columns};
+    if (grid.rows * grid.columns == 1) continue;
+    const double cycles = kLaunchCycles + shape.time * step_cycles(shape, element_size, isa, machine, grid);
+    if (cycles < least) {
+      least = cycles;
+      best = grid;
+    }
+  }
+
+  Plan plan;
+  plan.isa = &isa;
+  plan.row_workers = best.rows;
+  plan.column_workers = best.columns;
+  const int64_t rows_together = std::min(shape.batch, (all_rows + best.rows - 1) / best.rows);
+  plan.panel_vectors = rows_together <= isa.wide_panel_rows ? isa.wide_panel_vectors : isa.panel_vectors;
+  // Every column worker needs a panel, and about as much as the others.
+  plan.panel_vectors = static_cast<int>(
+      std::clamp<int64_t>((vectors + best.columns - 1) / best.columns, 1, plan.panel_vectors));
+  plan.chains = vectors <= isa.two_chain_vectors ? 2 : 1;
+  // One line past the vectors: at H = 1024 rows would otherwise lie 4096 bytes apart, and all of a
+  // tile's rows fall into one set of the L1 cache.
+  const Panels panels(shape.hidden, lanes, plan.panel_vectors);
+  plan.state_stride = panels.padded_columns() + 64 / element_size;
+  plan.packed_size = shape.groups * panels.packed_size();
+  plan.states_size = 2 * all_rows * plan.state_stride;
+  plan.cycles_per_step = step_cycles(shape, element_size, isa, machine, best);
+
+  char text[256];
+  if (plan.workers() == 1)
+    std::snprintf(text, sizeof text, "one thread: %lld steps of about %.0f cycles leave others nothing to gain",
+                  static_cast<long long>(shape.time), plan.cycles_per_step);
+  else if (best.columns == 1)
+    std::snprintf(text, sizeof text, "%lld rows split over %d threads, no barrier: about %.1fx one thread",
+                  static_cast<long long>(all_rows), best.rows, serial / least);
+  else
+    std::snprintf(text, sizeof text,
+                  "columns of W split over %d threads, one barrier a step, so that each keeps its share of "
+                  "W in its cache: about %.1fx one thread",
+                  best.columns, serial / least);
+  plan.reason = text;
+  return plan;
+}
+
+}  // namespace rnn_ext

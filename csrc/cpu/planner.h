@@ -1,0 +1,41 @@
+// From (problem, machine) to a plan: a pure function, tested without the hardware.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "../recurrence.h"
+
+namespace rnn_ext {
+
+struct Isa;
+
+// Per-core data caches in bytes; l3 is what the cores share.
+struct Machine {
+  int64_t l1 = 0, l2 = 0, l3 = 0;
+};
+
+// As the operating system tells it, with a modest core's figures where it does not.
+Machine this_machine();
+
+struct Plan {
+  const Isa* isa = nullptr;
+  // The workers form a grid: row_workers share the G*B rows among them and never wait for one another;
+  // column_workers share the columns of a row's state and meet after each step.
+  int row_workers = 1;
+  int column_workers = 1;
+  int panel_vectors = 0;     // widest panel of packed weights
+  int chains = 1;            // sums over k that run side by side
+  int64_t state_stride = 0;  // elements between rows of a state buffer
+  int64_t packed_size = 0;   // elements, all groups
+  int64_t states_size = 0;   // elements, both buffers
+  double cycles_per_step = 0;  // as the model has it
+  std::string reason;
+
+  int workers() const { return row_workers * column_workers; }
+};
+
+Plan make_plan(const Shape& shape, int element_size, const Isa& isa, const Machine& machine, int threads);
+
+}  // namespace rnn_ext

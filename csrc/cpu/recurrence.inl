@@ -1,0 +1,222 @@
+// The loop over time: one worker's share of a call. Included inside a per-ISA namespace.
+//
+// Every worker goes through all T steps in one parallel region. The states lie in two compact buffers
+// (the previous step's and this one's), row stride `stride`, whatever the layout of the tensors: the
+// microkernel streams them, and the epilogue copies each finished state to where the output wants it.
+
+template <class T>
+struct Worker {
+  const Problem<T>& problem;
+  const Panels& panels;
+  int chains;
+  int64_t panel_begin, panel_end;    // my columns, in panels
+  int64_t column_begin, column_end;  // the same in elements, at most H
+  int64_t stride;                    // of a state row
+  StepBarrier& peers;                // who shares my rows and computes their other columns
+  int peer, peer_count;
+};
+
+// Rows of one group that one worker takes through time: rows first, first + step, ... , count of them.
+struct Segment {
+  int64_t group, first, step, count;
+  int64_t state_row;  // where they lie in the state buffers, contiguous
+
+  int64_t row(int64_t i) const { return first + i * step; }
+  int64_t alive(const Rows& rows, int64_t t) const {
+    if (!rows.ragged()) return count;
+    const int64_t n = rows.alive_at[t] - first;
+    return n <= 0 ? 0 : std::min(count, (n + step - 1) / step);
+  }
+};
+
+// Both buffers, since a reversed row may enter at any step.
+template <class T>
+void seed_states(const Worker<T>& me, const Segment& seg, T* const states[2]) {
+  const Problem<T>& p = me.problem;
+  const int64_t columns = me.column_end - me.column_begin;
+  for (int64_t i = 0; i < seg.count; ++i) {
+    const T* from = p.seed.at(seg.group, p.rows.batch_index(seg.row(i))) + me.column_begin;
+    for (int b = 0; b < 2; ++b) std::memcpy(states[b] + i * me.stride + me.column_begin, from, columns * sizeof(T));
+  }
+}
+
+template <Epilogue E, class T>
+void run_segment(const Worker<T>& me, const Segment& seg, const T* packed, T* const states[2]) {
+  const Problem<T>& p = me.problem;
+  const Panels& panels = me.panels;
+  const int64_t steps = p.shape.time, hidden = p.shape.hidden;
+  const int64_t group_column = seg.group * hidden;
+  const bool reversed = p.direction[seg.group] < 0;
+  const int64_t my_columns = me.column_end - me.column_begin;
+
+  int64_t alive_before = 0;
+  for (int64_t s = 0; s < steps; ++s) {
+    const int64_t t = reversed ? steps - 1 - s : s;
+    const T* previous = states[s & 1];
+    T* current = states[(s + 1) & 1];
+    const T* input = p.input.data ? p.input.at(p.rows, t) + group_column : nullptr;
+    const T* factor = uses_factor(E) ? p.factor.at(p.rows, t) + group_column : nullptr;
+    T* output = p.output.at(p.rows, t) + group_column;
+
+    const int64_t alive = seg.alive(p.rows, t);
+    // Rows that have a state to multiply; the others begin here, from a ready product or from zero.
+    const int64_t going = p.seed_kind == Seed::state ? alive : std::min(alive, alive_before);
+
+    auto finish_state = [&](int64_t i, int64_t column, int64_t columns) {
+      const int64_t b = p.rows.batch_index(seg.row(i));
+      finish_row<E, T>(current + i * me.stride + column,
+                       input ? input + b * p.input.row_stride + column : nullptr,
+                       factor ? factor + b * p.factor.row_stride + column : nullptr,
+                       output + b * p.output.row_stride + column, columns);
+    };
+
+    for (int64_t n = me.panel_begin; n < me.panel_end; ++n) {
+      // Serpentine: odd steps go backwards, so that the panels used last, still in cache, come first.
+      const int64_t j = s & 1 ? me.panel_end - 1 - (n - me.panel_begin) : n;
+      const int width = panels.width(j);
+      const int64_t column = panels.first(j) * panels.lanes;
+      const int64_t columns = std::min<int64_t>(width * panels.lanes, hidden - column);
+      const T* panel = packed + panels.offset(j);
+
+      // As few tiles as fit the registers, all of nearly one height: a low tile wastes FMA slots.
+      const int tallest = max_tile_rows(width, me.chains);
+      const int64_t tiles = (going + tallest - 1) / tallest;
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t i0 = tile * going / tiles, i1 = (tile + 1) * going / tiles;
+        multiply_tile_for<T>(static_cast<int>(i1 - i0), width, me.chains)(
+            previous + i0 * me.stride, me.stride, panel, hidden, current + i0 * me.stride + column, me.stride);
+        for (int64_t i = i0; i < i1; ++i) finish_state(i, column, columns);
+      }
+      for (int64_t i = going; i < alive; ++i) {
+        T* sum = current + i * me.stride + column;
+        if (p.seed_kind == Seed::product)
+          std::memcpy(sum, p.seed.at(seg.group, p.rows.batch_index(seg.row(i))) + column, columns * sizeof(T));
+        else
+          std::fill(sum, sum + columns, T(0));
+        finish_state(i, column, columns);
+      }
+    }
+
+    const int64_t alive_next = s + 1 < steps ? seg.alive(p.rows, reversed ? t - 1 : t + 1) : 0;
+    for (int64_t i = std::min(alive, alive_next); i < alive; ++i)
+      std::memcpy(p.last.at(seg.group, p.rows.batch_index(seg.row(i))) + me.column_begin,
+                  current + i * me.stride + me.column_begin, my_columns * sizeof(T));
+    if (p.rows.padded()) {
+      for (int64_t i = alive; i < seg.count; ++i) {
+        T* ended = output + p.rows.batch_index(seg.row(i)) * p.output.row_stride + me.column_begin;
+        std::fill(ended, ended + my_columns, T(0));
+      }
+    }
+    alive_before = alive;
+    if (me.peer_count > 1) me.peers.arrive_and_wait(me.peer);
+  }
+}
+
+// No step at all: each row's last state is the one it started from.
+template <class T>
+void copy_seed_to_last(const Worker<T>& me, const Segment& seg) {
+  const Problem<T>& p = me.problem;
+  for (int64_t i = seg.first; i < seg.first + seg.count; ++i) {
+    T* last = p.last.at(seg.group, i) + me.column_begin;
+    if (p.seed_kind == Seed::state)
+      std::memcpy(last, p.seed.at(seg.group, i) + me.column_begin, (me.column_end - me.column_begin) * sizeof(T));
+    else
+      std::fill(last, last + (me.column_end - me.column_begin), T(0));
+  }
+}
+
+template <class T>
+void run_segment(const Worker<T>& me, const Segment& seg, const T* packed, T* const states[2]) {
+  switch (me.problem.epilogue) {
+    case Epilogue::tanh:
+      return run_segment<Epilogue::tanh>(me, seg, packed, states);
+    case Epilogue::relu:
+      return run_segment<Epilogue::relu>(me, seg, packed, states);
+    case Epilogue::tanh_derivative:
+      return run_segment<Epilogue::tanh_derivative>(me, seg, packed, states);
+    case Epilogue::relu_derivative:
+      return run_segment<Epilogue::relu_derivative>(me, seg, packed, states);
+    case Epilogue::given_derivative:
+      return run_segment<Epilogue::given_derivative>(me, seg, packed, states);
+  }
+}
+
+// Calls visit(segment) for each segment of row worker `w` of `workers`.
+template <class Visit>
+void for_each_segment(const Shape& shape, const Rows& rows, int64_t w, int64_t workers, Visit visit) {
+  const int64_t batch = shape.batch;
+  if (rows.ragged() && shape.groups % workers != 0) {
+    // Long rows come first, so neighbours are dealt out in turn, and every worker ends at about the
+    // same time. Its rows lie together in the state buffers, behind those of the workers before it.
+    const int64_t count = w < batch ? (batch - w + workers - 1) / workers : 0;
+    const int64_t before = w * (batch / workers) + std::min(w, batch % workers);
+    for (int64_t g = 0; g < shape.groups && count > 0; ++g) visit(Segment{g, w, workers, count, g * batch + before});
+    return;
+  }
+  // One even cut of all G*B rows: whole groups to a worker where there are enough of them.
+  const int64_t all = shape.groups * batch;
+  const int64_t end = (w + 1) * all / workers;
+  for (int64_t row = w * all / workers; row < end;) {
+    const int64_t g = row / batch, first = row % batch;
+    const int64_t count = std::min(batch - first, end - row);
+    visit(Segment{g, first, 1, count, row});
+    row += count;
+  }
+}
+
+template <class T>
+void run(const Problem<T>& problem, const Plan& plan, const Workspace& space, int worker, int workers) {
+  const Shape& shape = problem.shape;
+  // Should fewer workers have come than planned, all of them split rows: slower, and right.
+  const bool as_planned = workers == plan.workers();
+  const int column_workers = as_planned ? plan.column_workers : 1;
+  const int row_workers = workers / column_workers;
+  const int row_worker = worker / column_workers, column_worker = worker % column_workers;
+
+  const Panels panels(shape.hidden, kLanes<T>, plan.panel_vectors);
+  const int64_t begin = column_worker * panels.count / column_workers;
+  const int64_t end = (column_worker + 1) * panels.count / column_workers;
+  StepBarrier all(space.arrivals, 0, workers);
+  StepBarrier peers(space.arrivals + workers, row_worker * column_workers, column_workers);
+  const Worker<T> me = {problem,
+                        panels,
+                        plan.chains,
+                        begin,
+                        end,
+                        std::min(shape.hidden, panels.first(begin) * panels.lanes),
+                        std::min(shape.hidden, panels.first(end) * panels.lanes),
+                        plan.state_stride,
+                        peers,
+                        column_worker,
+                        column_workers};
+  T* const packed = static_cast<T*>(space.packed);
+  T* const states = static_cast<T*>(space.states);
+  auto states_of = [&](const Segment& seg, T* pair[2]) {
+    for (int b = 0; b < 2; ++b)
+      pair[b] = states + (b * shape.groups * shape.batch + seg.state_row) * me.stride;
+  };
+
+  if (shape.time == 0) {
+    for_each_segment(shape, problem.rows, row_worker, row_workers,
+                     [&](const Segment& seg) { copy_seed_to_last(me, seg); });
+    return;
+  }
+  // Each worker packs panels of its own columns, which so land in its own cache, and shares that with
+  // the workers of other rows.
+  for (int64_t g = 0; g < shape.groups; ++g)
+    for (int64_t j = begin; j < end; ++j)
+      if ((g + j) % row_workers == row_worker)
+        pack_panel(problem.weight, g, problem.transpose, panels, j, packed + g * panels.packed_size());
+  if (problem.seed_kind == Seed::state)
+    for_each_segment(shape, problem.rows, row_worker, row_workers, [&](const Segment& seg) {
+      T* pair[2];
+      states_of(seg, pair);
+      seed_states(me, seg, pair);
+    });
+  if (workers > 1) all.arrive_and_wait(worker);
+  for_each_segment(shape, problem.rows, row_worker, row_workers, [&](const Segment& seg) {
+    T* pair[2];
+    states_of(seg, pair);
+    run_segment(me, seg, packed + seg.group * panels.packed_size(), pair);
+  });
+}

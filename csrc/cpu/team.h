@@ -1,0 +1,66 @@
+// The threads of one call: how they are launched, and how they meet between time steps.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace rnn_ext {
+
+// Runs body(worker, workers, context) once for every worker < workers, all at the same time, and
+// returns when all have. `workers` may come out lower than asked for, down to 1 (nested parallelism, a
+// thread limit). The kernels take their threads from whoever calls: PyTorch's own pool (op.cpp), so that
+// no second pool competes with it for the cores, or std::thread in the native tests.
+using Body = void (*)(int worker, int workers, void* context);
+using Launcher = void (*)(int workers, Body body, void* context);
+
+// One counter a worker, each in a cache line of its own, so that arriving is a plain store and no line
+// is written by two cores. 128: Intel's adjacent-line prefetcher and Arm's larger lines.
+struct alignas(128) Arrivals {
+  std::atomic<int64_t> count{0};
+};
+
+inline void cpu_relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// A barrier for the members [first, first + size) of a call's workers.
+//
+// Memory order: the release store below publishes all that this worker wrote in the step; the acquire
+// load that sees it makes those writes visible here. A worker is never more than one step ahead, which
+// is why two state buffers suffice (recurrence.inl).
+class StepBarrier {
+ public:
+  StepBarrier(Arrivals* arrivals, int first, int size) : arrivals_(arrivals + first), size_(size) {}
+
+  void arrive_and_wait(int member) {
+    const int64_t mine = ++epoch_;
+    arrivals_[member].count.store(mine, std::memory_order_release);
+    for (int other = 0; other < size_; ++other) {
+      for (int spins = 0; arrivals_[other].count.load(std::memory_order_acquire) < mine; ++spins) {
+        // A pause is 40 to 140 cycles: about 10 us of spinning, many steps' worth. Whoever is later
+        // than that has probably lost its core, and needs ours.
+        if (spins < kSpins)
+          cpu_relax();
+        else
+          std::this_thread::yield();
+      }
+    }
+  }
+
+ private:
+  static constexpr int kSpins = 256;
+  Arrivals* arrivals_;
+  int size_;
+  int64_t epoch_ = 0;
+};
+
+}  // namespace rnn_ext

@@ -1,0 +1,66 @@
+// rnn_ext._C: what was built, what this machine will use, and the plan a call would get. No tensors.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/isa.h"
+#include "cpu/planner.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict d;
+  d["compiler"] = __VERSION__;
+#if defined(RNN_EXT_WITH_CUDA)
+  d["cuda"] = true;
+#else
+  d["cuda"] = false;
+#endif
+  d["torch_stable_abi"] = "2.10";
+  d["cpu_dtypes"] = std::vector<std::string>{"float32", "float64"};
+  std::vector<std::string> compiled, runnable;
+  for (const rnn_ext::Isa* isa : rnn_ext::compiled_isas()) {
+    compiled.push_back(isa->name);
+    if (isa->supported()) runnable.push_back(isa->name);
+  }
+  d["cpu_isas_compiled"] = compiled;
+  d["cpu_isas_runnable"] = runnable;
+  return d;
+}
+
+py::dict cpu_capability() {
+  const rnn_ext::Machine m = rnn_ext::this_machine();
+  py::dict d;
+  d["isa"] = rnn_ext::current_isa().name;
+  d["vector_bytes"] = rnn_ext::current_isa().vector_bytes;
+  d["l1_bytes"] = m.l1;
+  d["l2_bytes"] = m.l2;
+  d["l3_bytes"] = m.l3;
+  return d;
+}
+
+py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, int element_size, int threads) {
+  const rnn_ext::Plan plan = rnn_ext::make_plan({time, batch, groups, hidden}, element_size, rnn_ext::current_isa(),
+                                                rnn_ext::this_machine(), threads);
+  py::dict d;
+  d["isa"] = plan.isa->name;
+  d["row_workers"] = plan.row_workers;
+  d["column_workers"] = plan.column_workers;
+  d["panel_columns"] = plan.panel_vectors * plan.isa->vector_bytes / element_size;
+  d["chains"] = plan.chains;
+  d["workspace_bytes"] = (plan.packed_size + plan.states_size) * element_size;
+  d["estimated_cycles_per_step"] = plan.cycles_per_step;
+  d["reason"] = plan.reason;
+  return d;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Introspection of the rnn_ext kernels; importing it registers the ops torch.ops.rnn_ext.*";
+  m.def("build_info", &build_info);
+  m.def("cpu_capability", &cpu_capability);
+  m.def("cpu_plan", &cpu_plan, py::arg("time"), py::arg("batch"), py::arg("groups"), py::arg("hidden"),
+        py::arg("element_size"), py::arg("threads"));
+}

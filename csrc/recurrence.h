@@ -1,0 +1,97 @@
+// The problem, as the kernels see it: plain sizes, strides and pointers, no PyTorch.
+//
+// Both primitives of the package are one loop over time (docs/mathematics.md, (R) and (L)):
+//
+//   recurrence          h_t = phi(u_t + W h_{t-1})                 Epilogue::tanh, ::relu
+//   linear_recurrence   y_t = d_t * (v_t + M y_{t-1})              Epilogue::*_derivative
+//
+// with M = W or its transpose. They differ only in what happens to a finished sum, so they are one
+// Problem with an Epilogue. In what follows `y` is the state of either.
+#pragma once
+
+#include <cstdint>
+
+namespace rnn_ext {
+
+// What becomes of the sum a = input + M * previous state.
+enum class Epilogue : int {
+  tanh,              // y = tanh(a)
+  relu,              // y = max(a, 0)
+  tanh_derivative,   // y = (1 - f^2) a, f the saved tanh output
+  relu_derivative,   // y = (f > 0) a, f the saved ReLU output
+  given_derivative,  // y = f a
+};
+
+constexpr bool uses_factor(Epilogue e) { return e >= Epilogue::tanh_derivative; }
+
+// What a sequence starts from: zeros, a state y_0 (which M multiplies), or a ready product that
+// stands in for M y_0. The last is how a gradient that arrives at h_n enters the adjoint.
+enum class Seed : int { none, state, product };
+
+struct Shape {
+  int64_t time = 0;    // T
+  int64_t batch = 0;   // B, the rows alive at the first step of a packed sequence
+  int64_t groups = 0;  // G independent recurrences side by side (directions, heads)
+  int64_t hidden = 0;  // H
+};
+
+// Which rows live when. Rows are numbered so that longer sequences come first; row i lives at time t
+// if i < alive(t). The one place that knows how ragged data lies in memory.
+struct Rows {
+  const int64_t* alive_at = nullptr;   // [T], not increasing; null: every row lives throughout
+  const int64_t* packed_at = nullptr;  // [T], first packed row of time t; null: padded (T, B, ...)
+  const int64_t* order = nullptr;      // [B], the batch index of row i; null: i itself
+
+  bool ragged() const { return alive_at != nullptr; }
+  bool padded() const { return packed_at == nullptr; }
+  int64_t batch_index(int64_t i) const { return order ? order[i] : i; }
+};
+
+// A (T, B, G*H) or packed (N, G*H) array whose last dimension is contiguous; group g is the slice
+// [g*H, (g+1)*H) of it. A null pointer stands for zeros.
+template <class T>
+struct Sequence {
+  T* data = nullptr;
+  int64_t time_stride = 0;  // unused when packed
+  int64_t row_stride = 0;
+
+  T* at(const Rows& rows, int64_t t) const {
+    return data + (rows.padded() ? t * time_stride : rows.packed_at[t] * row_stride);
+  }
+};
+
+// A (G, B, H) array, last dimension contiguous: one state per group and sequence.
+template <class T>
+struct States {
+  T* data = nullptr;
+  int64_t group_stride = 0;
+  int64_t row_stride = 0;
+
+  T* at(int64_t group, int64_t row) const { return data + group * group_stride + row * row_stride; }
+};
+
+// A (G*H, H) matrix of any strides.
+template <class T>
+struct Weight {
+  const T* data = nullptr;
+  int64_t row_stride = 0;
+  int64_t column_stride = 0;
+};
+
+template <class T>
+struct Problem {
+  Shape shape;
+  Rows rows;
+  Epilogue epilogue = Epilogue::tanh;
+  Seed seed_kind = Seed::none;
+  bool transpose = false;              // multiply with W transposed
+  const int64_t* direction = nullptr;  // [G], +1 forward in time, -1 reversed
+  Weight<T> weight;
+  Sequence<const T> input;   // u or v
+  Sequence<const T> factor;  // f, for the epilogues that use one
+  States<const T> seed;
+  Sequence<T> output;  // every state; zeros where a padded row has ended
+  States<T> last;      // each row's own last state
+};
+
+}  // namespace rnn_ext

@@ -1,0 +1,178 @@
+"""The functional face: a stack of Elman layers, or one cell, for those who keep their own parameters.
+
+A layer is one projection of the whole sequence (a GEMM), one recurrence over time (``rnn_ext.ops``), and, between
+layers, dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rnn_ext import ops
+
+__all__ = ["rnn", "rnn_cell"]
+
+# (w_ih, w_hh) or (w_ih, w_hh, b_ih, b_hh) of one layer and direction.
+Weights = Sequence[Tensor]
+
+_DIRECTIONS = {1: (1,), 2: (1, -1)}
+_RNN_CELLS = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
+
+
+def _check_nonlinearity(nonlinearity: str) -> None:
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+
+
+def rnn(
+    input: Tensor,
+    weights: Sequence[Weights],
+    hx: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A stack of Elman layers over a whole sequence.
+
+    Each layer computes ``h_t = phi(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``, as ``torch.nn.RNN`` does.
+
+    Args:
+        input: ``(T, B, input_size)``, or packed ``(N, input_size)`` with ``batch_sizes``.
+        weights: for each layer, and in it for each direction, ``(w_ih, w_hh)`` or
+            ``(w_ih, w_hh, b_ih, b_hh)`` of shapes ``(H, features)``, ``(H, H)``, ``(H,)``, ``(H,)``. Layers after
+            the first have ``features = H`` times the number of directions.
+        hx: ``(layers * directions, B, H)``, the initial states; None for zeros.
+        nonlinearity: phi, "tanh" or "relu".
+        bidirectional: two directions a layer, the second reversed in time.
+        dropout: probability with which an output of a layer but the last is zeroed.
+        training: whether dropout is applied.
+        batch_sizes: int64 ``(T,)`` on the CPU, of a ``PackedSequence``.
+        lengths: int64 ``(B,)`` on the CPU, for padded input of ragged length: outputs after a sequence's end are
+            zero, ``h_n`` is each sequence's own last state.
+
+    Returns:
+        ``(output, h_n)``: ``(T, B, directions * H)``, or packed, and ``(layers * directions, B, H)``.
+
+    Raises:
+        ValueError: an unknown nonlinearity, or a number of weight groups that does not fit.
+        RuntimeError: a shape or dtype that does not fit.
+    """
+    _check_nonlinearity(nonlinearity)
+    directions = 2 if bidirectional else 1
+    if not weights or len(weights) % directions:
+        raise ValueError(
+            f"weights must hold one group for each layer and direction ({directions} directions), got {len(weights)}"
+        )
+    layers = len(weights) // directions
+    device_type = input.device.type
+    if torch.is_autocast_enabled(device_type):
+        # nn.RNN's op is on autocast's list of those to run in the lower precision.
+        dtype = torch.get_autocast_dtype(device_type)
+        input = _autocast(input, dtype)
+        hx = None if hx is None else _autocast(hx, dtype)
+        weights = [[_autocast(w, dtype) for w in group] for group in weights]
+    states = []
+    x = input
+    for layer in range(layers):
+        groups = weights[layer * directions : (layer + 1) * directions]
+        h0 = hx
+        if hx is not None and layers > 1:
+            h0 = hx[layer * directions : (layer + 1) * directions]
+        x, h_n = _layer(x, groups, h0, nonlinearity, batch_sizes, lengths)
+        states.append(h_n)
+        if dropout and training and layer < layers - 1:
+            x = F.dropout(x, dropout, True)
+    return _detachable(x), states[0] if layers == 1 else torch.cat(states)
+
+
+def _autocast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
+
+
+def _layer(
+    x: Tensor,
+    groups: Sequence[Weights],
+    h0: Tensor | None,
+    nonlinearity: str,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """All directions of one layer as the groups of one recurrence."""
+    if x.dim() == 3 and x.shape[0] == 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _single_step(x[0], groups, h0, nonlinearity)
+    if len(groups) == 1:
+        w_ih, w_hh, *biases = groups[0]
+    else:
+        w_ih, w_hh, *biases = (torch.cat(parts) for parts in zip(*groups, strict=True))
+    u = F.linear(x, w_ih, biases[0] + biases[1] if biases else None)
+    return ops.recurrence(u, h0, w_hh, batch_sizes, lengths, nonlinearity, _DIRECTIONS[len(groups)])
+
+
+def _single_step(
+    x: Tensor, groups: Sequence[Weights], h0: Tensor | None, nonlinearity: str
+) -> tuple[Tensor, Tensor]:
+    """T = 1 with gradients: nothing to fuse over time, and autograd in C++ costs less than one in Python."""
+    zeros = x.new_zeros(x.shape[0], groups[0][1].shape[1]) if h0 is None else None
+    states = [
+        rnn_cell(x, zeros if h0 is None else h0[d], *weights, nonlinearity=nonlinearity)
+        for d, weights in enumerate(groups)
+    ]
+    output = states[0] if len(states) == 1 else torch.cat(states, -1)
+    return output.unsqueeze(0), torch.stack(states)
+
+
+def _detachable(h: Tensor) -> Tensor:
+    """The last layer's output, such that ``output.relu_()`` before backward is as harmless as with ``nn.RNN``.
+
+    h is saved for backward. The user gets a copy-on-write clone: it shares h's memory until someone writes to it.
+    Under a functorch transform or the compiler there is none; an in-place edit is then autograd's clear error, or
+    functionalised.
+    """
+    if not (h.requires_grad and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+        return h
+    if h.device.type != "cpu" or torch._C._are_functorch_transforms_active():
+        return h
+    return torch._lazy_clone(h)
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """One step, ``phi(W_ih x + b_ih + W_hh h + b_hh)``, as ``torch.nn.RNNCell`` does.
+
+    A single step has nothing to fuse over time, so this is PyTorch's own composite of two GEMMs and phi,
+    differentiable to every order.
+
+    Args:
+        input: ``(B, input_size)`` or ``(input_size,)``.
+        hx: ``(B, H)`` or ``(H,)``, the state before.
+        w_ih: ``(H, input_size)``.
+        w_hh: ``(H, H)``.
+        b_ih: ``(H,)``; None for zero.
+        b_hh: ``(H,)``; None for zero.
+        nonlinearity: phi, "tanh" or "relu".
+
+    Returns:
+        The new state, shaped like ``hx``.
+
+    Raises:
+        ValueError: an unknown nonlinearity.
+        RuntimeError: a shape or dtype that does not fit.
+    """
+    _check_nonlinearity(nonlinearity)
+    return _RNN_CELLS[nonlinearity](input, hx, w_ih, w_hh, b_ih, b_hh)

@@ -1,0 +1,202 @@
+"""How sequences lie in tensors: padded, padded with lengths, or packed; forward or reversed.
+
+The C++ kernels know this from ``csrc/recurrence.h``; here is the same knowledge for the derivative formulas of
+``ops.py``, in differentiable PyTorch. Shapes, with T steps, B sequences and G groups of H:
+sequences are ``(T, B, G*H)``, or packed ``(N, G*H)``; states are ``(G, B, H)``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Layout(NamedTuple):
+    """Which rows live when, and the direction of each group's time.
+
+    Attributes:
+        batch_sizes: int64 ``(T,)`` on the CPU if the sequences are packed, as in a ``PackedSequence``.
+        lengths: int64 ``(B,)`` on the CPU if they are padded and of different lengths.
+        direction: G values, 1 forward in time, -1 reversed.
+    """
+
+    batch_sizes: Tensor | None
+    lengths: Tensor | None
+    direction: tuple[int, ...]
+
+    @property
+    def reversed(self) -> Layout:
+        """The same rows with every group's time the other way round, as the adjoint runs."""
+        return self._replace(direction=tuple(-d for d in self.direction))
+
+    def runs(self) -> list[tuple[int, int, int]]:
+        """``(first group, end group, direction)`` for each run of groups of one direction."""
+        found: list[tuple[int, int, int]] = []
+        for g, d in enumerate(self.direction):
+            if found and found[-1][2] == d:
+                found[-1] = (found[-1][0], g + 1, d)
+            else:
+                found.append((g, g + 1, d))
+        return found
+
+
+def _rows(sequence: Tensor, start: int, end: int, groups: int) -> Tensor:
+    """Groups ``start`` to ``end`` of a sequence tensor."""
+    if end - start == groups:
+        return sequence
+    hidden = sequence.shape[-1] // groups
+    return sequence[..., start * hidden : end * hidden]
+
+
+def states_to_rows(states: Tensor) -> Tensor:
+    """``(G, B, H)`` to ``(B, G*H)``."""
+    groups, batch, hidden = states.shape
+    return states.transpose(0, 1).reshape(batch, groups * hidden)
+
+
+def rows_to_states(rows: Tensor, groups: int) -> Tensor:
+    """``(B, G*H)`` to ``(G, B, H)``."""
+    batch, columns = rows.shape
+    return rows.reshape(batch, groups, columns // groups).transpose(0, 1)
+
+
+def _packed_predecessors(batch_sizes: Tensor) -> Tensor:
+    """For the packed rows of steps 1.. in order: the row of the same sequence one step before."""
+    first = int(batch_sizes[0])
+    rows = torch.arange(first, int(batch_sizes.sum()))
+    return rows - torch.repeat_interleave(batch_sizes[:-1], batch_sizes[1:])
+
+
+def _packed_ends(batch_sizes: Tensor) -> Tensor:
+    """The packed row of each sequence's last step."""
+    sequences = torch.arange(int(batch_sizes[0]))
+    lengths = (batch_sizes.unsqueeze(1) > sequences).sum(0)
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    return starts[lengths - 1] + sequences
+
+
+def zero_where_ended(sequence: Tensor, layout: Layout) -> Tensor:
+    """A padded ``(T, B, G*H)`` sequence with zeros, whatever was there, after each row's end."""
+    assert layout.lengths is not None
+    ended = torch.arange(sequence.shape[0]).unsqueeze(1) >= layout.lengths
+    return sequence.masked_fill(ended.unsqueeze(2).to(sequence.device), 0)
+
+
+def previous(sequence: Tensor, first: Tensor | None, layout: Layout) -> Tensor:
+    """The sequence one step earlier in each group's own time: what step t multiplies.
+
+    Args:
+        sequence: ``(T, B, G*H)`` or packed ``(N, G*H)``; zero where a padded row has ended.
+        first: ``(G, B, H)``, what stands before each sequence's first step; None for zeros.
+        layout: the rows and directions.
+
+    Returns:
+        A tensor like ``sequence``; zero where a padded row has ended.
+    """
+    groups = len(layout.direction)
+    shifted = []
+    for start, end, direction in layout.runs():
+        part = _rows(sequence, start, end, groups)
+        if first is not None:
+            head = states_to_rows(first[start:end])
+        elif layout.batch_sizes is not None:
+            head = part.new_zeros(int(layout.batch_sizes[0]), part.shape[1])
+        else:
+            head = part.new_zeros(part.shape[1:])
+        if layout.batch_sizes is not None:
+            before = _packed_predecessors(layout.batch_sizes).to(part.device)
+            if direction == 1:
+                shifted.append(torch.cat([head, part.index_select(0, before)]))
+            else:
+                ends = _packed_ends(layout.batch_sizes).to(part.device)
+                rows = torch.cat([before, ends])
+                values = torch.cat([part[head.shape[0] :], head])
+                shifted.append(torch.zeros_like(part).index_copy(0, rows, values))
+        elif direction == 1:
+            shifted.append(torch.cat([head.unsqueeze(0), part[:-1]]))
+        elif layout.lengths is None:
+            shifted.append(torch.cat([part[1:], head.unsqueeze(0)]))
+        else:
+            at_end = torch.arange(part.shape[0]).unsqueeze(1) == layout.lengths - 1
+            after = torch.cat([part[1:], torch.zeros_like(part[:1])])
+            shifted.append(after + at_end.unsqueeze(2).to(part.device, part.dtype) * head)
+    result = shifted[0] if len(shifted) == 1 else torch.cat(shifted, -1)
+    if layout.lengths is not None:
+        result = zero_where_ended(result, layout)
+    return result
+
+
+def last(sequence: Tensor, layout: Layout) -> Tensor:
+    """``(G, B, H)``: what each sequence holds at the last step of its own time."""
+    groups = len(layout.direction)
+    parts = []
+    for start, end, direction in layout.runs():
+        part = _rows(sequence, start, end, groups)
+        if layout.batch_sizes is not None:
+            if direction == 1:
+                rows = part.index_select(0, _packed_ends(layout.batch_sizes).to(part.device))
+            else:
+                rows = part[: int(layout.batch_sizes[0])]
+        elif direction == -1:
+            rows = part[0]
+        elif layout.lengths is None:
+            rows = part[-1]
+        else:
+            index = (layout.lengths - 1).to(part.device).view(1, -1, 1).expand(1, -1, part.shape[2])
+            rows = part.gather(0, index).squeeze(0)
+        parts.append(rows_to_states(rows, end - start))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def multiply(sequence: Tensor, w: Tensor, transpose: bool, groups: int) -> Tensor:
+    """``M y`` for every row of every group, M being W or its transpose; shaped like ``sequence``."""
+    if groups == 1:
+        return sequence @ (w if transpose else w.t())
+    hidden = w.shape[1]
+    rows = sequence.reshape(-1, groups, hidden).transpose(0, 1)
+    return multiply_states(rows, w, transpose).transpose(0, 1).reshape(sequence.shape)
+
+
+def multiply_states(states: Tensor, w: Tensor, transpose: bool) -> Tensor:
+    """``M y`` for ``(G, B, H)`` states."""
+    square = w.reshape(states.shape[0], w.shape[1], w.shape[1])
+    return torch.matmul(states, square if transpose else square.transpose(1, 2))
+
+
+def weight_gradient(
+    s: Tensor, y: Tensor, layout: Layout, s_first: Tensor | None = None, seed: Tensor | None = None
+) -> Tensor:
+    """``(G*H, H)``: the sum over time of ``s_t y_{t-1}ᵀ``, as one GEMM over all rows of a group.
+
+    Args:
+        s: the gradient that arrives at each step's sum, a sequence.
+        y: the states, a sequence.
+        layout: the rows and directions of the recurrence that made ``y``.
+        s_first: ``(G, B, H)``, ``s`` at each sequence's first step; used only with ``seed``.
+        seed: ``(G, B, H)``, the states before the first step; None if they were zero.
+    """
+    groups, hidden = len(layout.direction), y.shape[-1] // max(1, len(layout.direction))
+    blocks = []
+    for start, end, direction in layout.runs():
+        s_run, y_run = _rows(s, start, end, groups), _rows(y, start, end, groups)
+        earlier, later = (y_run, s_run) if direction == 1 else (s_run, y_run)
+        if layout.batch_sizes is not None:
+            before = _packed_predecessors(layout.batch_sizes).to(s.device)
+            earlier, later = earlier.index_select(0, before), later[int(layout.batch_sizes[0]) :]
+        else:
+            earlier, later = earlier[:-1], later[1:]
+        s_rows, y_rows = (later, earlier) if direction == 1 else (earlier, later)
+        count = end - start
+        if count == 1:
+            block = s_rows.reshape(-1, hidden).t() @ y_rows.reshape(-1, hidden)
+        else:
+            s_rows = s_rows.reshape(-1, count, hidden).permute(1, 2, 0)
+            y_rows = y_rows.reshape(-1, count, hidden).transpose(0, 1)
+            block = torch.matmul(s_rows, y_rows).reshape(count * hidden, hidden)
+        if seed is not None and s_first is not None:
+            start_term = torch.matmul(s_first[start:end].transpose(1, 2), seed[start:end])
+            block = block + start_term.reshape(count * hidden, hidden)
+        blocks.append(block)
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)

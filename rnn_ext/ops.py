@@ -1,0 +1,319 @@
+"""The two primitives as differentiable functions, and all of their derivative formulas.
+
+``recurrence`` (R) and ``linear_recurrence`` (L) are closed under differentiation (docs/mathematics.md): the
+backward of R is L reversed in time with W transposed, the backward and the tangent of L are L again, and the rest
+is GEMMs over all time steps at once. So gradients of every order, reverse and forward mode, and their vmaps run
+on the same two kernels. Letters are those of docs/mathematics.md.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnn_ext import _C, reference
+from rnn_ext.layout import (
+    Layout,
+    last,
+    multiply,
+    multiply_states,
+    previous,
+    weight_gradient,
+    zero_where_ended,
+)
+from rnn_ext.batching import Fold
+
+_ops = torch.ops.rnn_ext
+_CPU_DTYPES = frozenset(getattr(torch, name) for name in _C.build_info()["cpu_dtypes"])
+# The ops' autograd is the Functions below. Without a word here PyTorch would pass each call through its boxed
+# fallback for ops that have none, at 10 us a call.
+_library = torch.library.Library("rnn_ext", "IMPL")
+for _name in ("recurrence", "linear_recurrence"):
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+_warned: set[tuple[str, torch.dtype]] = set()
+
+
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this build has a kernel for tensors of ``dtype`` on ``device``; meta tensors count as having."""
+    return device.type in ("cpu", "meta") and dtype in _CPU_DTYPES
+
+
+def _use_reference(t: Tensor) -> bool:
+    """True where no kernel is built for ``t``; the first time for a device and dtype, warns."""
+    device, dtype = t.device, t.dtype
+    if device.type == "cpu" and dtype in _CPU_DTYPES or has_kernel(device, dtype):
+        return False
+    if (device.type, dtype) not in _warned:
+        _warned.add((device.type, dtype))
+        remedy = (
+            f"use a dtype that has one ({', '.join(sorted(str(d) for d in _CPU_DTYPES))})"
+            if device.type == "cpu"
+            else "this build of rnn_ext is CPU-only, so move the module and its input to the CPU for full speed"
+        )
+        warnings.warn(
+            f"rnn_ext has no kernel for {dtype} on {device.type}; it runs the plain PyTorch reference, which is "
+            f"right but slow. To avoid it, {remedy}.",
+            stacklevel=4,
+        )
+    return True
+
+
+def _needs_function(*tensors: Tensor | None) -> bool:
+    """Whether the call must go through autograd.Function: a gradient, a tangent or a transform is at work."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return True
+    # Forward-mode duals do not require grad; a functorch transform wraps its tensors.
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def _apply(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """``function.apply``, without the 30 us that it spends on inspecting forward's signature in the plain case."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)
+
+
+def recurrence(
+    u: Tensor,
+    h0: Tensor | None,
+    w: Tensor,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    nonlinearity: str = "tanh",
+    direction: Sequence[int] = (1,),
+) -> tuple[Tensor, Tensor]:
+    """The recurrence ``h_t = phi(u_t + W h_{t-1})`` for G groups at once (docs/mathematics.md, R).
+
+    Args:
+        u: ``(T, B, G*H)``, or packed ``(N, G*H)``: what is added to the recurrent term, that is
+            ``W_ih x_t + b``. float32 or float64; other dtypes run the reference.
+        h0: ``(G, B, H)``, the states before the first step; None for zeros.
+        w: ``(G*H, H)``, the groups' recurrent matrices one above the other.
+        batch_sizes: int64 ``(T,)`` on the CPU if ``u`` is packed, as in a ``PackedSequence``.
+        lengths: int64 ``(B,)`` on the CPU, from 1 to T, if ``u`` is padded and ragged. Outputs after a
+            sequence's end are zero.
+        nonlinearity: phi, "tanh" or "relu".
+        direction: for each group 1 (forward in time) or -1 (reversed; a ragged row begins at its own end).
+
+    Returns:
+        ``(h, h_n)``: every state, shaped like ``u``, and ``(G, B, H)``, each sequence's last state.
+
+    Raises:
+        RuntimeError: a shape, dtype or device that does not fit; the message names the argument.
+    """
+    args = (u, h0, w, batch_sizes, lengths, nonlinearity, tuple(direction))
+    if _use_reference(u):
+        return reference.recurrence(*args)
+    if not _needs_function(u, h0, w):
+        return _ops.recurrence(*args)
+    return _apply(Recurrence if torch.compiler.is_compiling() else RecurrenceWithTangent, args)
+
+
+def linear_recurrence(
+    v: Tensor | None,
+    seed: Tensor | None,
+    w: Tensor,
+    factor: Tensor,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    derivative: str = "given",
+    seed_kind: str = "state",
+    transpose: bool = False,
+    direction: Sequence[int] = (1,),
+) -> tuple[Tensor, Tensor]:
+    """The recurrence ``y_t = d_t * (v_t + M y_{t-1})`` for G groups at once (docs/mathematics.md, L).
+
+    Args:
+        v: ``(T, B, G*H)`` or packed ``(N, G*H)``; None for zeros.
+        seed: ``(G, B, H)``; None for zeros. What it is, ``seed_kind`` says.
+        w: ``(G*H, H)``; M is W, or each W transposed with ``transpose``.
+        factor: like ``v``: ``d`` itself, or the output ``h`` whose derivative ``d`` is.
+        batch_sizes: as in :func:`recurrence`.
+        lengths: as in :func:`recurrence`.
+        derivative: "given", ``d = factor``; "tanh", ``d = 1 - factor**2``; "relu", ``d = factor > 0``.
+        seed_kind: "state", the seed is ``y_0``; "product", it stands for ``M y_0``.
+        transpose: multiply with W transposed.
+        direction: as in :func:`recurrence`.
+
+    Returns:
+        ``(y, y_n)``: every state, shaped like ``factor``, and ``(G, B, H)``, each sequence's last one.
+
+    Raises:
+        RuntimeError: a shape, dtype or device that does not fit; the message names the argument.
+    """
+    args = (v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose, tuple(direction))
+    if _use_reference(factor):
+        return reference.linear_recurrence(*args)
+    if not _needs_function(v, seed, w, factor):
+        return _ops.linear_recurrence(*args)
+    return _apply(LinearRecurrence if torch.compiler.is_compiling() else LinearRecurrenceWithTangent, args)
+
+
+@torch.library.register_fake("rnn_ext::recurrence")
+def _(u, h0, w, batch_sizes, lengths, nonlinearity, direction):  # type: ignore[no-untyped-def]
+    return u.new_empty(u.shape), u.new_empty(_states_shape(u, h0, w, batch_sizes, direction))
+
+
+@torch.library.register_fake("rnn_ext::linear_recurrence")
+def _(v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose, direction):  # type: ignore[no-untyped-def]
+    return factor.new_empty(factor.shape), factor.new_empty(_states_shape(factor, seed, w, batch_sizes, direction))
+
+
+def _states_shape(
+    rows: Tensor, seed: Tensor | None, w: Tensor, batch_sizes: Tensor | None, direction: Sequence[int]
+) -> tuple[Any, ...]:
+    if seed is not None:
+        return tuple(seed.shape)
+    # Without a seed the batch of packed data is known only from the values of batch_sizes.
+    batch = rows.shape[1] if batch_sizes is None else torch.library.get_ctx().new_dynamic_size()
+    return len(direction), batch, w.shape[1]
+
+
+def _sum(v: Tensor | None, y: Tensor, seed: Tensor | None, seed_kind: str, w: Tensor, transpose: bool, layout: Layout) -> Tensor:
+    """``a_t = v_t + M y_{t-1}`` for all t, as one GEMM."""
+    first = multiply_states(seed, w, transpose) if seed is not None and seed_kind == "state" else seed
+    a = previous(multiply(y, w, transpose, len(layout.direction)), first, layout)
+    return a if v is None else a + v
+
+
+class Recurrence(torch.autograd.Function):
+    """(R). Its tangent is in a subclass, since dynamo refuses to trace a Function that has one."""
+
+    @staticmethod
+    def forward(u, h0, w, batch_sizes, lengths, nonlinearity, direction):  # type: ignore[no-untyped-def]
+        return _ops.recurrence(u, h0, w, batch_sizes, lengths, nonlinearity, direction)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        _, h0, w, batch_sizes, lengths, ctx.nonlinearity, ctx.direction = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[0], h0, w, batch_sizes, lengths)
+        ctx.save_for_forward(output[0], h0, w, batch_sizes, lengths)
+
+    @staticmethod
+    def backward(ctx, g, g_n):  # type: ignore[no-untyped-def]
+        # BPTT: s_t = phi'(h_t) * (g_t + Wᵀ s_{t+1}), where g_n joins at each sequence's last step.
+        if g is None and g_n is None:
+            return (None,) * 7
+        h, h0, w, batch_sizes, lengths = ctx.saved_tensors
+        layout = Layout(batch_sizes, lengths, ctx.direction)
+        s, s_first = linear_recurrence(
+            g, g_n, w, h, batch_sizes, lengths, ctx.nonlinearity, "product", True, layout.reversed.direction
+        )
+        _, need_h0, need_w = ctx.needs_input_grad[:3]
+        h0_bar = multiply_states(s_first, w, True) if need_h0 else None
+        w_bar = weight_gradient(s, h, layout, s_first, h0) if need_w else None
+        return s, h0_bar, w_bar, None, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, u, h0, w, batch_sizes, lengths, nonlinearity, direction):  # type: ignore[no-untyped-def]
+        fold = Fold(info.batch_size, in_dims[2] is not None, in_dims[3:5])
+        u, h0, w = fold.rows(u, in_dims[0]), fold.states(h0, in_dims[1]), fold.weight(w, in_dims[2])
+        batch_sizes, lengths = fold.ragged(batch_sizes, lengths)
+        out = recurrence(u, h0, w, batch_sizes, lengths, nonlinearity, fold.direction(direction))
+        return fold.outputs(out, len(direction))
+
+
+class RecurrenceWithTangent(Recurrence):
+    @staticmethod
+    def jvp(ctx, u_dot, h0_dot, w_dot, *_):  # type: ignore[no-untyped-def]
+        # ḣ_t = phi'(h_t) * (u̇_t + Ẇ h_{t-1} + W ḣ_{t-1})
+        h, h0, w, batch_sizes, lengths = ctx.saved_tensors
+        layout = Layout(batch_sizes, lengths, ctx.direction)
+        v = u_dot if w_dot is None else _sum(u_dot, h, h0, "state", w_dot, False, layout)
+        return linear_recurrence(
+            v, h0_dot, w, h, batch_sizes, lengths, ctx.nonlinearity, "state", False, ctx.direction
+        )
+
+
+class LinearRecurrence(torch.autograd.Function):
+    """(L). Its tangent is in a subclass, as (R)'s is."""
+
+    @staticmethod
+    def forward(v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose, direction):  # type: ignore[no-untyped-def]
+        return _ops.linear_recurrence(
+            v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose, direction
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        v, seed, w, factor, batch_sizes, lengths, *options = inputs
+        ctx.derivative, ctx.seed_kind, ctx.transpose, ctx.direction = options
+        ctx.set_materialize_grads(False)
+        saved = (v, seed, w, factor, batch_sizes, lengths, output[0])
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx, y_bar, y_n_bar):  # type: ignore[no-untyped-def]
+        # ā_t = d_t * (ȳ_t + Mᵀ ā_{t+1}): (L) again, reversed, with the other of W and Wᵀ.
+        if y_bar is None and y_n_bar is None:
+            return (None,) * 10
+        v, seed, w, factor, batch_sizes, lengths, y = ctx.saved_tensors
+        need_v, need_seed, need_w, need_factor = ctx.needs_input_grad[:4]
+        transpose, layout = ctx.transpose, Layout(batch_sizes, lengths, ctx.direction)
+        back = layout.reversed
+        a_bar, a_first = linear_recurrence(
+            y_bar, y_n_bar, w, factor, batch_sizes, lengths, ctx.derivative, "product", not transpose, back.direction
+        )
+        seed_bar = w_bar = factor_bar = None
+        state = seed if ctx.seed_kind == "state" else None
+        if need_seed:
+            seed_bar = a_first if state is None else multiply_states(a_first, w, not transpose)
+        if need_w:
+            m_bar = weight_gradient(a_bar, y, layout, a_first, state)
+            w_bar = _transposed_blocks(m_bar) if transpose else m_bar
+        if need_factor and ctx.derivative != "relu":
+            # d̄_t = (ȳ_t + Mᵀ ā_{t+1}) * a_t, both factors GEMMs; no division by a d that may be zero.
+            q = _sum(y_bar, a_bar, y_n_bar, "product", w, not transpose, back)
+            d_bar = q * _sum(v, y, seed, ctx.seed_kind, w, transpose, layout)
+            factor_bar = d_bar if ctx.derivative == "given" else -2 * factor * d_bar
+            if lengths is not None:
+                # v and ȳ may hold anything where a row has ended.
+                factor_bar = zero_where_ended(factor_bar, layout)
+        return a_bar if need_v else None, seed_bar, w_bar, factor_bar, None, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose, direction):  # type: ignore[no-untyped-def]
+        fold = Fold(info.batch_size, in_dims[2] is not None, in_dims[4:6])
+        v, factor = fold.rows(v, in_dims[0]), fold.rows(factor, in_dims[3])
+        seed, w = fold.states(seed, in_dims[1]), fold.weight(w, in_dims[2])
+        batch_sizes, lengths = fold.ragged(batch_sizes, lengths)
+        out = linear_recurrence(
+            v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose, fold.direction(direction)
+        )
+        return fold.outputs(out, len(direction))
+
+
+class LinearRecurrenceWithTangent(LinearRecurrence):
+    @staticmethod
+    def jvp(ctx, v_dot, seed_dot, w_dot, factor_dot, *_):  # type: ignore[no-untyped-def]
+        # ẏ = z + e with e_t = ḋ_t * a_t and z_t = d_t * (v̇_t + Ṁ y_{t-1} + M e_{t-1} + M z_{t-1}).
+        v, seed, w, factor, batch_sizes, lengths, y = ctx.saved_tensors
+        transpose, layout = ctx.transpose, Layout(batch_sizes, lengths, ctx.direction)
+        state = seed if ctx.seed_kind == "state" else None
+        if w_dot is not None:
+            v_dot = _sum(v_dot, y, state, "state", w_dot, transpose, layout)
+        e = None
+        if factor_dot is not None and ctx.derivative != "relu":
+            a = _sum(v, y, seed, ctx.seed_kind, w, transpose, layout)
+            e = a * (factor_dot if ctx.derivative == "given" else -2 * factor * factor_dot)
+            if lengths is not None:
+                e = zero_where_ended(e, layout)
+            v_dot = _sum(v_dot, e, None, "state", w, transpose, layout)
+        z, z_n = linear_recurrence(
+            v_dot, seed_dot, w, factor, batch_sizes, lengths, ctx.derivative, ctx.seed_kind, transpose, ctx.direction
+        )
+        return (z, z_n) if e is None else (z + e, z_n + last(e, layout))
+
+
+def _transposed_blocks(w: Tensor) -> Tensor:
+    """``(G*H, H)`` with each of its square blocks transposed."""
+    hidden = w.shape[1]
+    return w.t() if w.shape[0] == hidden else w.reshape(-1, hidden, hidden).transpose(1, 2).reshape(w.shape)

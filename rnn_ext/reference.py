@@ -1,0 +1,143 @@
+"""The two primitives in plain PyTorch: the oracle of the tests, and what runs where no kernel is built.
+
+Written for clarity: a Python loop over time, differentiated by autograd. Arguments and results are those of the
+ops (``csrc/ops.cpp``), for any device and dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+
+# d as a function of the factor, for linear_recurrence.
+DERIVATIVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": lambda h: 1 - h * h,
+    "relu": lambda h: (h > 0).to(h.dtype),
+    "given": lambda d: d,
+}
+
+
+def _scan(
+    shape: tuple[int, int, int],
+    step: Callable[[int, Tensor], Tensor],
+    state: Tensor | None,
+    product: Tensor | None,
+    matrix: Tensor,
+    lengths: Tensor | None,
+    direction: int,
+    like: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One group through time. ``step(t, M y_{t-1})`` makes the new state of all rows."""
+    steps, batch, hidden = shape
+    zeros = like.new_zeros(batch, hidden)
+    state = zeros if state is None else state
+    # (B, 1) booleans: the rows whose first step is behind them, so that M y applies to them.
+    begun = None
+    outputs: list[Tensor] = [zeros] * steps
+    for t in range(steps) if direction == 1 else range(steps - 1, -1, -1):
+        carried = state @ matrix.t()
+        if product is not None:
+            carried = product if begun is None else torch.where(begun, carried, product)
+        new = step(t, carried)
+        if lengths is None:
+            outputs[t] = state = new
+            begun = torch.ones(batch, 1, dtype=torch.bool, device=like.device)
+        else:
+            alive = (lengths > t).unsqueeze(1).to(like.device)
+            outputs[t] = torch.where(alive, new, zeros)
+            state = torch.where(alive, new, state)
+            begun = alive if begun is None else begun | alive
+    return (torch.stack(outputs) if steps else like.new_zeros(shape)), state
+
+
+def _padded(data: Tensor | None, batch_sizes: Tensor) -> Tensor | None:
+    if data is None:
+        return None
+    return pad_packed_sequence(PackedSequence(data, batch_sizes))[0]
+
+
+def _run(
+    sequences: Sequence[Tensor | None],
+    cell: Callable[[Sequence[Tensor | None], Tensor], Tensor],
+    seed: Tensor | None,
+    seed_kind: str,
+    w: Tensor,
+    transpose: bool,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    direction: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """All groups. ``cell(the sequences' rows at one step, M y)`` is the new state."""
+    if batch_sizes is not None:
+        lengths = (batch_sizes.unsqueeze(1) > torch.arange(int(batch_sizes[0]))).sum(0)
+        padded = [_padded(x, batch_sizes) for x in sequences]
+        output, last = _run(padded, cell, seed, seed_kind, w, transpose, None, lengths, direction)
+        return pack_padded_sequence(output, lengths).data, last
+    hidden = w.shape[1]
+    like = next(x for x in reversed(sequences) if x is not None)
+    outputs, lasts = [], []
+    for g, d in enumerate(direction):
+        columns = slice(g * hidden, (g + 1) * hidden)
+        parts = [x if x is None else x[..., columns] for x in sequences]
+        matrix = w[columns].t() if transpose else w[columns]
+
+        def step(t: int, carried: Tensor, parts: list[Tensor | None] = parts) -> Tensor:
+            return cell([x if x is None else x[t] for x in parts], carried)
+
+        start = None if seed is None else seed[g]
+        state, product = (start, None) if seed_kind == "state" else (None, start)
+        shape = (like.shape[0], like.shape[1], hidden)
+        y, y_last = _scan(shape, step, state, product, matrix, lengths, d, like)
+        outputs.append(y)
+        lasts.append(y_last)
+    if not outputs:
+        return like.new_zeros(like.shape), like.new_zeros(0, like.shape[1], hidden)
+    return torch.cat(outputs, -1), torch.stack(lasts)
+
+
+def recurrence(
+    u: Tensor,
+    h0: Tensor | None,
+    w: Tensor,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    nonlinearity: str,
+    direction: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """``h_t = phi(u_t + W h_{t-1})``; see ``rnn_ext.ops.recurrence``."""
+    activation = ACTIVATIONS[nonlinearity]
+
+    def cell(rows: Sequence[Tensor | None], product: Tensor) -> Tensor:
+        (u_t,) = rows
+        assert u_t is not None
+        return activation(u_t + product)
+
+    return _run([u], cell, h0, "state", w, False, batch_sizes, lengths, direction)
+
+
+def linear_recurrence(
+    v: Tensor | None,
+    seed: Tensor | None,
+    w: Tensor,
+    factor: Tensor,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    derivative: str,
+    seed_kind: str,
+    transpose: bool,
+    direction: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """``y_t = d_t * (v_t + M y_{t-1})``; see ``rnn_ext.ops.linear_recurrence``."""
+    derivative_of = DERIVATIVES[derivative]
+
+    def cell(rows: Sequence[Tensor | None], product: Tensor) -> Tensor:
+        v_t, factor_t = rows
+        assert factor_t is not None
+        return derivative_of(factor_t) * (product if v_t is None else v_t + product)
+
+    return _run([v, factor], cell, seed, seed_kind, w, transpose, batch_sizes, lengths, direction)
