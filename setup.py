@@ -12,7 +12,6 @@ from pathlib import Path
 from setuptools import setup
 
 
-
 def require(condition: object, message: str) -> None:
     """Ends the build with one sentence that names the remedy."""
     if not condition:
@@ -64,6 +63,8 @@ if not {"sdist", "egg_info", "dist_info", "clean"} & set(sys.argv):
             "-Wno-psabi",
             "-fvisibility=hidden",
         ],
+        # setuptools rebuilds only when one of these is newer.
+        depends=[str(p) for p in Path("csrc").rglob("*") if p.suffix in (".h", ".inl", ".txt")],
         extra_link_args=["-Wl,--as-needed"] if sys.platform == "linux" else [],
     )
     setup(ext_modules=[extension], cmdclass={"build_ext": BuildExtension})

@@ -47,7 +47,7 @@ py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, i
   d["isa"] = plan.isa->name;
   d["row_workers"] = plan.row_workers;
   d["column_workers"] = plan.column_workers;
-  d["panel_columns"] = plan.panel_vectors * plan.isa->vector_bytes / element_size;
+  d["panels"] = plan.panels;
   d["chains"] = plan.chains;
   d["workspace_bytes"] = (plan.packed_size + plan.states_size) * element_size;
   d["estimated_cycles_per_step"] = plan.cycles_per_step;

@@ -57,9 +57,7 @@ class Fold:
     def direction(self, direction: Sequence[int]) -> tuple[int, ...]:
         return tuple(direction) * (self.size if self.into_groups else 1)
 
-    def outputs(
-        self, out: tuple[Tensor, Tensor], groups: int
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    def outputs(self, out: tuple[Tensor, Tensor], groups: int) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         """The two results with the mapped dimension back, and where it is."""
         h, h_n = out
         if self.into_groups:

@@ -116,15 +116,11 @@ def _layer(
     return ops.recurrence(u, h0, w_hh, batch_sizes, lengths, nonlinearity, _DIRECTIONS[len(groups)])
 
 
-def _single_step(
-    x: Tensor, groups: Sequence[Weights], h0: Tensor | None, nonlinearity: str
-) -> tuple[Tensor, Tensor]:
+def _single_step(x: Tensor, groups: Sequence[Weights], h0: Tensor | None, nonlinearity: str) -> tuple[Tensor, Tensor]:
     """T = 1 with gradients: nothing to fuse over time, and autograd in C++ costs less than one in Python."""
-    zeros = x.new_zeros(x.shape[0], groups[0][1].shape[1]) if h0 is None else None
-    states = [
-        rnn_cell(x, zeros if h0 is None else h0[d], *weights, nonlinearity=nonlinearity)
-        for d, weights in enumerate(groups)
-    ]
+    if h0 is None:
+        h0 = x.new_zeros(len(groups), x.shape[0], groups[0][1].shape[1])
+    states = [rnn_cell(x, h0[d], *weights, nonlinearity=nonlinearity) for d, weights in enumerate(groups)]
     output = states[0] if len(states) == 1 else torch.cat(states, -1)
     return output.unsqueeze(0), torch.stack(states)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -85,7 +84,7 @@ class RNN(nn.RNNBase):
         size = 4 if self.bias else 2
         return [weights[i : i + size] for i in range(0, len(weights), size)]
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers over a whole sequence; see the class."""

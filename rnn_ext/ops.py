@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rnn_ext import _C, reference
+from rnn_ext.batching import Fold
 from rnn_ext.layout import (
     Layout,
     last,
@@ -25,7 +26,6 @@ from rnn_ext.layout import (
     weight_gradient,
     zero_where_ended,
 )
-from rnn_ext.batching import Fold
 
 _ops = torch.ops.rnn_ext
 _CPU_DTYPES = frozenset(getattr(torch, name) for name in _C.build_info()["cpu_dtypes"])
@@ -39,13 +39,13 @@ _warned: set[tuple[str, torch.dtype]] = set()
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this build has a kernel for tensors of ``dtype`` on ``device``; meta tensors count as having."""
-    return device.type in ("cpu", "meta") and dtype in _CPU_DTYPES
+    return dtype in _CPU_DTYPES and device.type in ("cpu", "meta")
 
 
 def _use_reference(t: Tensor) -> bool:
     """True where no kernel is built for ``t``; the first time for a device and dtype, warns."""
     device, dtype = t.device, t.dtype
-    if device.type == "cpu" and dtype in _CPU_DTYPES or has_kernel(device, dtype):
+    if has_kernel(device, dtype):
         return False
     if (device.type, dtype) not in _warned:
         _warned.add((device.type, dtype))
@@ -76,7 +76,7 @@ def _apply(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tu
     """``function.apply``, without the 30 us that it spends on inspecting forward's signature in the plain case."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 def recurrence(
@@ -175,7 +175,9 @@ def _states_shape(
     return len(direction), batch, w.shape[1]
 
 
-def _sum(v: Tensor | None, y: Tensor, seed: Tensor | None, seed_kind: str, w: Tensor, transpose: bool, layout: Layout) -> Tensor:
+def _sum(
+    v: Tensor | None, y: Tensor, seed: Tensor | None, seed_kind: str, w: Tensor, transpose: bool, layout: Layout
+) -> Tensor:
     """``a_t = v_t + M y_{t-1}`` for all t, as one GEMM."""
     first = multiply_states(seed, w, transpose) if seed is not None and seed_kind == "state" else seed
     a = previous(multiply(y, w, transpose, len(layout.direction)), first, layout)
@@ -227,9 +229,7 @@ class RecurrenceWithTangent(Recurrence):
         h, h0, w, batch_sizes, lengths = ctx.saved_tensors
         layout = Layout(batch_sizes, lengths, ctx.direction)
         v = u_dot if w_dot is None else _sum(u_dot, h, h0, "state", w_dot, False, layout)
-        return linear_recurrence(
-            v, h0_dot, w, h, batch_sizes, lengths, ctx.nonlinearity, "state", False, ctx.direction
-        )
+        return linear_recurrence(v, h0_dot, w, h, batch_sizes, lengths, ctx.nonlinearity, "state", False, ctx.direction)
 
 
 class LinearRecurrence(torch.autograd.Function):

@@ -14,8 +14,8 @@ struct Plan;
 
 // What one call's workers share besides the problem; sizes from the plan.
 struct Workspace {
-  void* packed = nullptr;       // G groups of packed panels
-  void* states = nullptr;       // two buffers of G*B rows
+  void* packed = nullptr;        // G groups of packed panels
+  void* states = nullptr;        // two buffers of G*B rows
   Arrivals* arrivals = nullptr;  // two barriers' worth
 };
 

@@ -18,15 +18,6 @@ void tanh_array(const T* x, T* y, int64_t n) {
 }
 
 constexpr Isa make_isa(const char* name, bool (*supported)()) {
-  return Isa{name,
-             kVectorBytes,
-             kPanelVectors,
-             kWidePanelVectors,
-             kWidePanelRows,
-             kTwoChainVectors,
-             supported,
-             run<float>,
-             run<double>,
-             tanh_array<float>,
-             tanh_array<double>};
+  return Isa{name,      kVectorBytes, kPanelVectors, kWidePanelVectors, kWidePanelRows,    kTwoChainVectors,
+             supported, run<float>,   run<double>,   tanh_array<float>, tanh_array<double>};
 }

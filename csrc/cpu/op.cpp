@@ -68,8 +68,8 @@ OwnedRows rows_of_packed(const Tensor& batch_sizes, int64_t packed_rows) {
 
 OwnedRows rows_of_lengths(const Tensor& lengths, int64_t steps, int64_t batch) {
   const int64_t* length = int64_values(lengths, "lengths");
-  STD_TORCH_CHECK(lengths.size(0) == batch, "lengths must have one entry for each of the ", batch,
-                  " sequences, got ", lengths.size(0));
+  STD_TORCH_CHECK(lengths.size(0) == batch, "lengths must have one entry for each of the ", batch, " sequences, got ",
+                  lengths.size(0));
   OwnedRows rows;
   rows.order.resize(batch);
   std::iota(rows.order.begin(), rows.order.end(), int64_t{0});
@@ -127,8 +127,9 @@ Shape check_call(const Call& c) {
   const char* name = c.factor ? "factor" : "u";
   const int64_t groups = static_cast<int64_t>(c.direction.size());
   for (int64_t d : c.direction) STD_TORCH_CHECK(d == 1 || d == -1, "direction must be made of 1 and -1, got ", d);
-  STD_TORCH_CHECK(c.weight.dim() == 2 && c.weight.size(0) == groups * c.weight.size(1), "w must have shape (G*H, H) with ",
-                  groups, " groups (the length of direction), got ", text(c.weight));
+  STD_TORCH_CHECK(c.weight.dim() == 2 && c.weight.size(0) == groups * c.weight.size(1),
+                  "w must have shape (G*H, H) with ", groups, " groups (the length of direction), got ",
+                  text(c.weight));
   STD_TORCH_CHECK(!(c.batch_sizes && c.lengths), "batch_sizes and lengths exclude each other");
   const int64_t dims = c.batch_sizes ? 2 : 3;
   STD_TORCH_CHECK(rows.dim() == dims, name, " must have ", dims, " dimensions, got ", rows.dim());
@@ -136,9 +137,7 @@ Shape check_call(const Call& c) {
   shape.groups = groups;
   shape.hidden = c.weight.size(1);
   shape.time = c.batch_sizes ? c.batch_sizes->size(0) : rows.size(0);
-  shape.batch = !c.batch_sizes        ? rows.size(1)
-                : shape.time == 0     ? 0
-                                      : int64_values(*c.batch_sizes, "batch_sizes")[0];
+  shape.batch = !c.batch_sizes ? rows.size(1) : shape.time == 0 ? 0 : int64_values(*c.batch_sizes, "batch_sizes")[0];
   const int64_t columns = groups * shape.hidden;
   STD_TORCH_CHECK(rows.size(dims - 1) == columns, name, " must have G*H = ", columns, " columns, got ", text(rows));
   if (c.factor && c.input) {
@@ -210,15 +209,12 @@ std::tuple<Tensor, Tensor> call(Call c) {
   Tensor last = torch::stable::new_empty(like, {shape.groups, shape.batch, shape.hidden});
   if (shape.groups * shape.batch * shape.hidden == 0) return {output, last};
   switch (c.weight.scalar_type()) {
-    case ScalarType::Float:
-      run<float>(c, shape, rows, output, last, &Isa::run_f32);
-      break;
-    case ScalarType::Double:
-      run<double>(c, shape, rows, output, last, &Isa::run_f64);
-      break;
+    case ScalarType::Float: run<float>(c, shape, rows, output, last, &Isa::run_f32); break;
+    case ScalarType::Double: run<double>(c, shape, rows, output, last, &Isa::run_f64); break;
     default:
-      STD_TORCH_CHECK(false, "the CPU kernels take float32 and float64 tensors; use rnn_ext.functional, which falls "
-                             "back to plain PyTorch for other dtypes");
+      STD_TORCH_CHECK(false,
+                      "the CPU kernels take float32 and float64 tensors; use rnn_ext.functional, which falls "
+                      "back to plain PyTorch for other dtypes");
   }
   return {output, last};
 }

@@ -25,8 +25,7 @@ void pack_panel(const Weight<T>& w, int64_t group, bool transpose, const Panels&
     for (int64_t c0 = 0; c0 < width; c0 += kBlock) {
       const int64_t c1 = std::min(c0 + kBlock, width);
       for (int64_t k = k0; k < k1; ++k)
-        for (int64_t c = c0; c < c1; ++c)
-          panel[k * width + c] = c < valid ? origin[c * along_c + k * along_k] : T(0);
+        for (int64_t c = c0; c < c1; ++c) panel[k * width + c] = c < valid ? origin[c * along_c + k * along_k] : T(0);
     }
   }
 }

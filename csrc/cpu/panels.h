@@ -12,11 +12,8 @@ struct Panels {
   int64_t vectors;  // ceil(H / lanes)
   int64_t count;    // panels; their widths differ by at most one vector
 
-  Panels(int64_t hidden_, int lanes_, int widest)
-      : hidden(hidden_),
-        lanes(lanes_),
-        vectors((hidden_ + lanes_ - 1) / lanes_),
-        count((vectors + widest - 1) / widest) {}
+  Panels(int64_t hidden_, int lanes_, int64_t count_)
+      : hidden(hidden_), lanes(lanes_), vectors((hidden_ + lanes_ - 1) / lanes_), count(count_) {}
 
   // Panel j is the vectors [first(j), first(j + 1)).
   int64_t first(int64_t j) const { return j * vectors / count; }

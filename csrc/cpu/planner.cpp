@@ -15,15 +15,15 @@ namespace {
 // The cost model counts cycles of one core. Its figures are those of current x86 server cores; they only
 // have to rank the grids below, and the ranking is far from the margin for most shapes.
 constexpr double kFmaPorts = 2;
-constexpr double kLoadPorts = 2;           // vector loads a cycle that hit L1
-constexpr double kL2BytesPerCycle = 44;    // sustained, streaming
-constexpr double kL3BytesPerCycle = 10;    // likewise
+constexpr double kLoadPorts = 2;         // vector loads a cycle that hit L1
+constexpr double kL2BytesPerCycle = 44;  // sustained, streaming
+constexpr double kL3BytesPerCycle = 10;  // likewise
 constexpr double kMemoryBytesPerCycle = 4;
-constexpr double kEpilogueCycles = 12;     // a vector of tanh, its loads and stores
-constexpr double kRowStepCycles = 20;      // calls and address arithmetic of a row in a step
-constexpr double kBarrierCycles = 450;     // two cache-line transfers between cores
-constexpr double kStateLineCycles = 15;    // fetching a line of another core's state, overlapped
-constexpr double kLaunchCycles = 12000;    // waking the pool and joining it: about 4 us
+constexpr double kEpilogueCycles = 12;   // a vector of tanh, its loads and stores
+constexpr double kRowStepCycles = 20;    // calls and address arithmetic of a row in a step
+constexpr double kBarrierCycles = 450;   // two cache-line transfers between cores
+constexpr double kStateLineCycles = 15;  // fetching a line of another core's state, overlapped
+constexpr double kLaunchCycles = 12000;  // waking the pool and joining it: about 4 us
 
 double weight_bytes_per_cycle(double bytes, const Machine& m, double vector_bytes) {
   // A quarter of a cache is left to everything else that a step touches.
@@ -97,14 +97,14 @@ Plan make_plan(const Shape& shape, int element_size, const Isa& isa, const Machi
   plan.row_workers = best.rows;
   plan.column_workers = best.columns;
   const int64_t rows_together = std::min(shape.batch, (all_rows + best.rows - 1) / best.rows);
-  plan.panel_vectors = rows_together <= isa.wide_panel_rows ? isa.wide_panel_vectors : isa.panel_vectors;
-  // Every column worker needs a panel, and about as much as the others.
-  plan.panel_vectors = static_cast<int>(
-      std::clamp<int64_t>((vectors + best.columns - 1) / best.columns, 1, plan.panel_vectors));
+  const int widest = rows_together <= isa.wide_panel_rows ? isa.wide_panel_vectors : isa.panel_vectors;
+  // As few as the registers allow, and the same number for every column worker.
+  plan.panels = (vectors + widest - 1) / widest;
+  plan.panels = std::min(vectors, (plan.panels + best.columns - 1) / best.columns * best.columns);
   plan.chains = vectors <= isa.two_chain_vectors ? 2 : 1;
   // One line past the vectors: at H = 1024 rows would otherwise lie 4096 bytes apart, and all of a
   // tile's rows fall into one set of the L1 cache.
-  const Panels panels(shape.hidden, lanes, plan.panel_vectors);
+  const Panels panels(shape.hidden, lanes, plan.panels);
   plan.state_stride = panels.padded_columns() + 64 / element_size;
   plan.packed_size = shape.groups * panels.packed_size();
   plan.states_size = 2 * all_rows * plan.state_stride;

@@ -25,11 +25,11 @@ struct Plan {
   // column_workers share the columns of a row's state and meet after each step.
   int row_workers = 1;
   int column_workers = 1;
-  int panel_vectors = 0;     // widest panel of packed weights
-  int chains = 1;            // sums over k that run side by side
-  int64_t state_stride = 0;  // elements between rows of a state buffer
-  int64_t packed_size = 0;   // elements, all groups
-  int64_t states_size = 0;   // elements, both buffers
+  int64_t panels = 0;          // of packed weights, a group (panels.h)
+  int chains = 1;              // sums over k that run side by side
+  int64_t state_stride = 0;    // elements between rows of a state buffer
+  int64_t packed_size = 0;     // elements, all groups
+  int64_t states_size = 0;     // elements, both buffers
   double cycles_per_step = 0;  // as the model has it
   std::string reason;
 

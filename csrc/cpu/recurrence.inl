@@ -64,8 +64,7 @@ void run_segment(const Worker<T>& me, const Segment& seg, const T* packed, T* co
 
     auto finish_state = [&](int64_t i, int64_t column, int64_t columns) {
       const int64_t b = p.rows.batch_index(seg.row(i));
-      finish_row<E, T>(current + i * me.stride + column,
-                       input ? input + b * p.input.row_stride + column : nullptr,
+      finish_row<E, T>(current + i * me.stride + column, input ? input + b * p.input.row_stride + column : nullptr,
                        factor ? factor + b * p.factor.row_stride + column : nullptr,
                        output + b * p.output.row_stride + column, columns);
     };
@@ -128,16 +127,11 @@ void copy_seed_to_last(const Worker<T>& me, const Segment& seg) {
 template <class T>
 void run_segment(const Worker<T>& me, const Segment& seg, const T* packed, T* const states[2]) {
   switch (me.problem.epilogue) {
-    case Epilogue::tanh:
-      return run_segment<Epilogue::tanh>(me, seg, packed, states);
-    case Epilogue::relu:
-      return run_segment<Epilogue::relu>(me, seg, packed, states);
-    case Epilogue::tanh_derivative:
-      return run_segment<Epilogue::tanh_derivative>(me, seg, packed, states);
-    case Epilogue::relu_derivative:
-      return run_segment<Epilogue::relu_derivative>(me, seg, packed, states);
-    case Epilogue::given_derivative:
-      return run_segment<Epilogue::given_derivative>(me, seg, packed, states);
+    case Epilogue::tanh: return run_segment<Epilogue::tanh>(me, seg, packed, states);
+    case Epilogue::relu: return run_segment<Epilogue::relu>(me, seg, packed, states);
+    case Epilogue::tanh_derivative: return run_segment<Epilogue::tanh_derivative>(me, seg, packed, states);
+    case Epilogue::relu_derivative: return run_segment<Epilogue::relu_derivative>(me, seg, packed, states);
+    case Epilogue::given_derivative: return run_segment<Epilogue::given_derivative>(me, seg, packed, states);
   }
 }
 
@@ -173,7 +167,7 @@ void run(const Problem<T>& problem, const Plan& plan, const Workspace& space, in
   const int row_workers = workers / column_workers;
   const int row_worker = worker / column_workers, column_worker = worker % column_workers;
 
-  const Panels panels(shape.hidden, kLanes<T>, plan.panel_vectors);
+  const Panels panels(shape.hidden, kLanes<T>, plan.panels);
   const int64_t begin = column_worker * panels.count / column_workers;
   const int64_t end = (column_worker + 1) * panels.count / column_workers;
   StepBarrier all(space.arrivals, 0, workers);
@@ -192,8 +186,7 @@ void run(const Problem<T>& problem, const Plan& plan, const Workspace& space, in
   T* const packed = static_cast<T*>(space.packed);
   T* const states = static_cast<T*>(space.states);
   auto states_of = [&](const Segment& seg, T* pair[2]) {
-    for (int b = 0; b < 2; ++b)
-      pair[b] = states + (b * shape.groups * shape.batch + seg.state_row) * me.stride;
+    for (int b = 0; b < 2; ++b) pair[b] = states + (b * shape.groups * shape.batch + seg.state_row) * me.stride;
   };
 
   if (shape.time == 0) {

@@ -32,7 +32,7 @@ using Bits = typename VecTypes<T>::bits;
 
 template <class T>
 RNN_EXT_INLINE Vec<T> splat(T x) {
-  return Vec<T>{} + x;
+  return x - Vec<T>{};  // and not x + 0, which would turn -0 into 0
 }
 
 template <class T>
@@ -72,9 +72,7 @@ RNN_EXT_INLINE __m256i first_mask64(int n) {
 RNN_EXT_INLINE Vec<float> load_first(const float* p, int n) {
   return (Vec<float>)_mm256_maskload_ps(p, first_mask32(n));
 }
-RNN_EXT_INLINE void store_first(float* p, Vec<float> v, int n) {
-  _mm256_maskstore_ps(p, first_mask32(n), (__m256)v);
-}
+RNN_EXT_INLINE void store_first(float* p, Vec<float> v, int n) { _mm256_maskstore_ps(p, first_mask32(n), (__m256)v); }
 RNN_EXT_INLINE Vec<double> load_first(const double* p, int n) {
   return (Vec<double>)_mm256_maskload_pd(p, first_mask64(n));
 }

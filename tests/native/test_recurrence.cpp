@@ -1,0 +1,220 @@
+// The kernels without PyTorch: every instruction set against a plain loop in long double, on std::thread
+// teams of several sizes, with every layout. Run plain, and under AddressSanitizer, UBSan and ThreadSanitizer.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "cpu/isa.h"
+#include "cpu/planner.h"
+
+using namespace rnn_ext;
+
+namespace {
+
+enum class Kind { dense, lengths, packed };
+
+template <class T>
+struct Case {
+  Shape shape;
+  Kind kind;
+  Epilogue epilogue;
+  Seed seed_kind;
+  bool transpose;
+  bool no_input;
+  std::vector<int64_t> direction, length, alive_at, packed_at, order;
+  int64_t row_count = 0;  // rows of a sequence tensor
+  std::vector<T> weight, input, factor, seed;
+
+  Case(const Shape& s, unsigned random_seed) : shape(s) {
+    std::mt19937 random(random_seed);
+    auto pick = [&](int n) { return static_cast<int>(random() % n); };
+    kind = static_cast<Kind>(s.time && s.batch ? pick(3) : 0);
+    epilogue = static_cast<Epilogue>(pick(5));
+    seed_kind = static_cast<Seed>(pick(uses_factor(epilogue) ? 3 : 2));
+    transpose = pick(2);
+    no_input = uses_factor(epilogue) && pick(4) == 0;
+    for (int64_t g = 0; g < s.groups; ++g) direction.push_back(pick(2) ? 1 : -1);
+    length.assign(s.batch, s.time);
+    if (kind != Kind::dense) {
+      for (auto& l : length) l = 1 + pick(static_cast<int>(s.time));
+      if (kind == Kind::packed) {
+        std::sort(length.rbegin(), length.rend());
+        length[0] = s.time;
+      }
+      order.resize(s.batch);
+      for (int64_t b = 0; b < s.batch; ++b) order[b] = b;
+      std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return length[a] > length[b]; });
+      for (int64_t t = 0; t < s.time; ++t) {
+        packed_at.push_back(row_count);
+        alive_at.push_back(std::count_if(length.begin(), length.end(), [&](auto l) { return l > t; }));
+        row_count += alive_at.back();
+      }
+    }
+    if (kind != Kind::packed) {
+      row_count = s.time * s.batch;
+      packed_at.clear();
+    } else {
+      order.clear();
+    }
+    std::normal_distribution<double> normal;
+    auto fill = [&](std::vector<T>& v, int64_t n, double scale) {
+      v.resize(n);
+      for (T& x : v) x = static_cast<T>(normal(random) * scale);
+    };
+    fill(weight, s.groups * s.hidden * s.hidden, 1 / std::sqrt(std::max<double>(1, s.hidden)));
+    fill(input, row_count * s.groups * s.hidden, 1);
+    fill(factor, row_count * s.groups * s.hidden, 0.5);
+    fill(seed, s.groups * s.batch * s.hidden, 1);
+  }
+
+  int64_t columns() const { return shape.groups * shape.hidden; }
+  int64_t row(int64_t t, int64_t b) const { return kind == Kind::packed ? packed_at[t] + b : t * shape.batch + b; }
+};
+
+template <class T>
+struct Result {
+  std::vector<T> output, last;
+};
+
+template <class T>
+Result<T> run(const Case<T>& c, const Isa& isa, int threads) {
+  const Shape& s = c.shape;
+  // NaN where nothing was written.
+  const T nan = std::numeric_limits<T>::quiet_NaN();
+  Result<T> r{std::vector<T>(c.row_count * c.columns(), nan), std::vector<T>(c.seed.size(), nan)};
+  Problem<T> p;
+  p.shape = s;
+  if (c.kind != Kind::dense) p.rows.alive_at = c.alive_at.data();
+  if (c.kind == Kind::packed) p.rows.packed_at = c.packed_at.data();
+  if (c.kind == Kind::lengths) p.rows.order = c.order.data();
+  p.epilogue = c.epilogue;
+  p.seed_kind = c.seed_kind;
+  p.transpose = c.transpose;
+  p.direction = c.direction.data();
+  p.weight = {c.weight.data(), s.hidden, 1};
+  if (!c.no_input) p.input = {c.input.data(), s.batch * c.columns(), c.columns()};
+  p.factor = {c.factor.data(), s.batch * c.columns(), c.columns()};
+  p.seed = {c.seed.data(), s.batch * s.hidden, s.hidden};
+  p.output = {r.output.data(), s.batch * c.columns(), c.columns()};
+  p.last = {r.last.data(), s.batch * s.hidden, s.hidden};
+
+  // A machine with tiny caches, so that the planner splits small shapes too.
+  Plan plan = make_plan(s, sizeof(T), isa, {1 << 10, 4 << 10, 1 << 30}, threads);
+  std::vector<T> packed(plan.packed_size), states(plan.states_size);
+  std::vector<Arrivals> arrivals(2 * plan.workers());
+  const Workspace space = {packed.data(), states.data(), arrivals.data()};
+  std::vector<std::thread> team;
+  for (int w = 0; w < plan.workers(); ++w)
+    team.emplace_back([&, w] {
+      if constexpr (sizeof(T) == 4)
+        isa.run_f32(p, plan, space, w, plan.workers());
+      else
+        isa.run_f64(p, plan, space, w, plan.workers());
+    });
+  for (auto& t : team) t.join();
+  return r;
+}
+
+// docs/mathematics.md, (R) and (L), as they stand there.
+template <class T>
+Result<long double> expected(const Case<T>& c) {
+  const Shape& s = c.shape;
+  Result<long double> r{std::vector<long double>(c.row_count * c.columns()), std::vector<long double>(c.seed.size())};
+  std::vector<long double> state(s.hidden), next(s.hidden);
+  for (int64_t g = 0; g < s.groups; ++g) {
+    const T* w = c.weight.data() + g * s.hidden * s.hidden;
+    for (int64_t b = 0; b < s.batch; ++b) {
+      const T* seed = c.seed.data() + (g * s.batch + b) * s.hidden;
+      for (int64_t k = 0; k < s.hidden; ++k) state[k] = c.seed_kind == Seed::state ? seed[k] : 0;
+      for (int64_t n = 0; n < c.length[b]; ++n) {
+        const int64_t t = c.direction[g] > 0 ? n : c.length[b] - 1 - n;
+        const int64_t at = c.row(t, b) * c.columns() + g * s.hidden;
+        for (int64_t j = 0; j < s.hidden; ++j) {
+          long double a = c.no_input ? 0 : c.input[at + j];
+          if (n == 0 && c.seed_kind == Seed::product)
+            a += seed[j];
+          else
+            for (int64_t k = 0; k < s.hidden; ++k)
+              a += (c.transpose ? w[k * s.hidden + j] : w[j * s.hidden + k]) * state[k];
+          const long double f = c.factor[at + j];
+          switch (c.epilogue) {
+            case Epilogue::tanh: next[j] = tanhl(a); break;
+            case Epilogue::relu: next[j] = std::max(a, 0.0L); break;
+            case Epilogue::tanh_derivative: next[j] = (1 - f * f) * a; break;
+            case Epilogue::relu_derivative: next[j] = f > 0 ? a : 0; break;
+            case Epilogue::given_derivative: next[j] = f * a; break;
+          }
+        }
+        state = next;
+        for (int64_t j = 0; j < s.hidden; ++j) r.output[at + j] = state[j];
+      }
+      for (int64_t j = 0; j < s.hidden; ++j) r.last[(g * s.batch + b) * s.hidden + j] = state[j];
+    }
+  }
+  return r;
+}
+
+template <class T>
+int compare(const std::vector<T>& got, const std::vector<long double>& want, const Case<T>& c, const char* what,
+            const Isa& isa) {
+  // A sum of H products of size 1/sqrt(H) each, over T steps that at most pass an error on (|phi'| <= 1, and
+  // W near orthogonal): H roundings a step, T steps, relative to states of size up to about 10.
+  const double bound =
+      10 * (c.shape.hidden + 4) * (c.shape.time + 1) * static_cast<double>(std::numeric_limits<T>::epsilon());
+  double scale = 1;
+  for (long double x : want) scale = std::max<double>(scale, std::abs(static_cast<double>(x)));
+  for (size_t i = 0; i < got.size(); ++i)
+    CHECK(std::abs(static_cast<double>(got[i] - want[i])) <= bound * scale,
+          "%s %s T=%ld B=%ld G=%ld H=%ld epilogue %d seed %d layout %d: element %zu is %.9g, should be %.9Lg", isa.name,
+          what, long(c.shape.time), long(c.shape.batch), long(c.shape.groups), long(c.shape.hidden), int(c.epilogue),
+          int(c.seed_kind), int(c.kind), i, double(got[i]), want[i]);
+  return failures;
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+template <class T>
+int check_random(unsigned seed) {
+  std::mt19937 random(seed);
+  constexpr int64_t kHidden[] = {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 70, 97, 129, 150};
+  const Shape shape = {static_cast<int64_t>(random() % 8), static_cast<int64_t>(random() % 15),
+                       1 + static_cast<int64_t>(random() % 3), kHidden[random() % std::size(kHidden)]};
+  const Case<T> c(shape, seed);
+  const Result<long double> want = expected(c);
+  for (const Isa* isa : compiled_isas()) {
+    if (!isa->supported()) continue;
+    const Result<T> alone = run(c, *isa, 1);
+    if (shape.time == 0 || !compare(alone.output, want.output, c, "output", *isa))
+      if (compare(alone.last, want.last, c, "last", *isa)) return failures;
+    for (int threads : {2, 3, 5}) {
+      const Result<T> team = run(c, *isa, threads);
+      CHECK(same_bits(team.output, alone.output) && same_bits(team.last, alone.last),
+            "%s T=%ld B=%ld G=%ld H=%ld: %d threads give other bits than one", isa->name, long(shape.time),
+            long(shape.batch), long(shape.groups), long(shape.hidden), threads);
+    }
+  }
+  return failures;
+}
+
+}  // namespace
+
+int main() {
+  // The plain build looks at many; the sanitizers, ten times slower, at fewer.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  constexpr unsigned kCases = 60;
+#else
+  constexpr unsigned kCases = 400;
+#endif
+  for (unsigned seed = 0; seed < kCases; ++seed)
+    if (check_random<float>(seed) || check_random<double>(seed + 10000)) return 1;
+  std::printf("recurrence: %u random problems in two dtypes on every instruction set\n", kCases);
+  return failures != 0;
+}
