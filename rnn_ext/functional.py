@@ -73,7 +73,7 @@ def rnn(
         )
     layers = len(weights) // directions
     device_type = input.device.type
-    if torch.is_autocast_enabled(device_type):
+    if torch._C._is_any_autocast_enabled() and device_type != "meta" and torch.is_autocast_enabled(device_type):
         # nn.RNN's op is on autocast's list of those to run in the lower precision.
         dtype = torch.get_autocast_dtype(device_type)
         input = _autocast(input, dtype)
@@ -106,7 +106,7 @@ def _layer(
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """All directions of one layer as the groups of one recurrence."""
-    if x.dim() == 3 and x.shape[0] == 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if x.dim() == 3 and x.shape[0] == 1 and torch.is_grad_enabled() and not ops.recorded():
         return _single_step(x[0], groups, h0, nonlinearity)
     if len(groups) == 1:
         w_ih, w_hh, *biases = groups[0]
@@ -129,14 +129,15 @@ def _detachable(h: Tensor) -> Tensor:
     """The last layer's output, such that ``output.relu_()`` before backward is as harmless as with ``nn.RNN``.
 
     h is saved for backward. The user gets a copy-on-write clone: it shares h's memory until someone writes to it.
-    Under a functorch transform or the compiler there is none; an in-place edit is then autograd's clear error, or
+    Under a functorch transform, the compiler or the tracer there is none; an in-place edit is then autograd's clear error, or
     functionalised.
     """
-    if not (h.requires_grad and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+    if not (h.requires_grad and torch.is_grad_enabled()):
         return h
-    if h.device.type != "cpu" or torch._C._are_functorch_transforms_active():
+    if ops.recorded() or torch._C._are_functorch_transforms_active():
         return h
-    return torch._lazy_clone(h)
+    # Copy on write is there for the CPU, and differentiable for real dtypes.
+    return torch._lazy_clone(h) if h.device.type == "cpu" and not h.is_complex() else h.clone()
 
 
 def rnn_cell(

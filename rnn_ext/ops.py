@@ -29,11 +29,6 @@ from rnn_ext.layout import (
 
 _ops = torch.ops.rnn_ext
 _CPU_DTYPES = frozenset(getattr(torch, name) for name in _C.build_info()["cpu_dtypes"])
-# The ops' autograd is the Functions below. Without a word here PyTorch would pass each call through its boxed
-# fallback for ops that have none, at 10 us a call.
-_library = torch.library.Library("rnn_ext", "IMPL")
-for _name in ("recurrence", "linear_recurrence"):
-    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 _warned: set[tuple[str, torch.dtype]] = set()
 
 
@@ -62,21 +57,30 @@ def _use_reference(t: Tensor) -> bool:
     return True
 
 
-def _needs_function(*tensors: Tensor | None) -> bool:
-    """Whether the call must go through autograd.Function: a gradient, a tangent or a transform is at work."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return True
-    # Forward-mode duals do not require grad; a functorch transform wraps its tensors.
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+def recorded() -> bool:
+    """Whether the compiler, the exporter or the tracer is recording what runs now."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
-def _apply(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-    """``function.apply``, without the 30 us that it spends on inspecting forward's signature in the plain case."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+def _call(op: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """The way of a call to its kernel."""
+    if recorded():
+        # Recorded as one op, with the derivative that is registered for it below.
+        return op(*args)
+    if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+    needs_gradient = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+    # Duals of forward mode do not require grad.
+    if needs_gradient or torch.autograd.forward_ad._current_level >= 0:
+        # function.apply, without the 30 us that it spends on inspecting forward's signature.
+        return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+    return _below_autograd(op, args)
+
+
+def _below_autograd(op: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """The kernel itself. The op's registered autograd, in Python, would take 10 us to find nothing to do."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
 
 
 def recurrence(
@@ -110,9 +114,7 @@ def recurrence(
     args = (u, h0, w, batch_sizes, lengths, nonlinearity, tuple(direction))
     if _use_reference(u):
         return reference.recurrence(*args)
-    if not _needs_function(u, h0, w):
-        return _ops.recurrence(*args)
-    return _apply(Recurrence if torch.compiler.is_compiling() else RecurrenceWithTangent, args)
+    return _call(_ops.recurrence.default, Recurrence, args)
 
 
 def linear_recurrence(
@@ -150,9 +152,7 @@ def linear_recurrence(
     args = (v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose, tuple(direction))
     if _use_reference(factor):
         return reference.linear_recurrence(*args)
-    if not _needs_function(v, seed, w, factor):
-        return _ops.linear_recurrence(*args)
-    return _apply(LinearRecurrence if torch.compiler.is_compiling() else LinearRecurrenceWithTangent, args)
+    return _call(_ops.linear_recurrence.default, LinearRecurrence, args)
 
 
 @torch.library.register_fake("rnn_ext::recurrence")
@@ -185,11 +185,11 @@ def _sum(
 
 
 class Recurrence(torch.autograd.Function):
-    """(R). Its tangent is in a subclass, since dynamo refuses to trace a Function that has one."""
+    """(R) and its derivatives."""
 
     @staticmethod
-    def forward(u, h0, w, batch_sizes, lengths, nonlinearity, direction):  # type: ignore[no-untyped-def]
-        return _ops.recurrence(u, h0, w, batch_sizes, lengths, nonlinearity, direction)
+    def forward(*args):  # type: ignore[no-untyped-def]
+        return _below_autograd(_ops.recurrence.default, args)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -221,8 +221,6 @@ class Recurrence(torch.autograd.Function):
         out = recurrence(u, h0, w, batch_sizes, lengths, nonlinearity, fold.direction(direction))
         return fold.outputs(out, len(direction))
 
-
-class RecurrenceWithTangent(Recurrence):
     @staticmethod
     def jvp(ctx, u_dot, h0_dot, w_dot, *_):  # type: ignore[no-untyped-def]
         # ḣ_t = phi'(h_t) * (u̇_t + Ẇ h_{t-1} + W ḣ_{t-1})
@@ -233,13 +231,11 @@ class RecurrenceWithTangent(Recurrence):
 
 
 class LinearRecurrence(torch.autograd.Function):
-    """(L). Its tangent is in a subclass, as (R)'s is."""
+    """(L) and its derivatives."""
 
     @staticmethod
-    def forward(v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose, direction):  # type: ignore[no-untyped-def]
-        return _ops.linear_recurrence(
-            v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose, direction
-        )
+    def forward(*args):  # type: ignore[no-untyped-def]
+        return _below_autograd(_ops.linear_recurrence.default, args)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -290,8 +286,6 @@ class LinearRecurrence(torch.autograd.Function):
         )
         return fold.outputs(out, len(direction))
 
-
-class LinearRecurrenceWithTangent(LinearRecurrence):
     @staticmethod
     def jvp(ctx, v_dot, seed_dot, w_dot, factor_dot, *_):  # type: ignore[no-untyped-def]
         # ẏ = z + e with e_t = ḋ_t * a_t and z_t = d_t * (v̇_t + Ṁ y_{t-1} + M e_{t-1} + M z_{t-1}).
@@ -317,3 +311,9 @@ def _transposed_blocks(w: Tensor) -> Tensor:
     """``(G*H, H)`` with each of its square blocks transposed."""
     hidden = w.shape[1]
     return w.t() if w.shape[0] == hidden else w.reshape(-1, hidden, hidden).transpose(1, 2).reshape(w.shape)
+
+
+# For the compiler, for traced graphs and for whoever calls torch.ops.rnn_ext directly.
+for _name, _function in (("rnn_ext::recurrence", Recurrence), ("rnn_ext::linear_recurrence", LinearRecurrence)):
+    torch.library.register_autograd(_name, _function.backward, setup_context=_function.setup_context)
+    torch.library.register_vmap(_name, _function.vmap)
