@@ -41,8 +41,9 @@ py::dict cpu_capability() {
 }
 
 py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, int element_size, int threads) {
-  const rnn_ext::Plan plan = rnn_ext::make_plan({time, batch, groups, hidden}, element_size, rnn_ext::current_isa(),
-                                                rnn_ext::this_machine(), threads);
+  const rnn_ext::Shape shape = {time, batch, groups, hidden};
+  const rnn_ext::Plan plan =
+      rnn_ext::make_plan(shape, element_size, rnn_ext::current_isa(), rnn_ext::this_machine(), threads);
   py::dict d;
   d["isa"] = plan.isa->name;
   d["row_workers"] = plan.row_workers;
@@ -50,8 +51,8 @@ py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, i
   d["panels"] = plan.panels;
   d["chains"] = plan.chains;
   d["workspace_bytes"] = (plan.packed_size + plan.states_size) * element_size;
-  d["estimated_cycles_per_step"] = plan.cycles_per_step;
-  d["reason"] = plan.reason;
+  d["estimated_cycles"] = plan.cycles;
+  d["reason"] = rnn_ext::reason(plan, shape);
   return d;
 }
 

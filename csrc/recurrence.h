@@ -70,7 +70,7 @@ struct States {
   T* at(int64_t group, int64_t row) const { return data + group * group_stride + row * row_stride; }
 };
 
-// A (G*H, H) matrix of any strides.
+// A (G*H, H) matrix; one of its strides is 1.
 template <class T>
 struct Weight {
   const T* data = nullptr;

@@ -67,6 +67,6 @@ def explain(
         f"  threads   {workers} of {threads}: {plan['row_workers']} over rows x {plan['column_workers']} over columns\n"
         f"  panels    {plan['panels']} of the columns of W, {plan['chains']} chain(s) of sums over k\n"
         f"  workspace {plan['workspace_bytes'] / 2**20:.2f} MiB\n"
-        f"  estimate  {plan['estimated_cycles_per_step']:.0f} cycles a step\n"
+        f"  estimate  {plan['estimated_cycles'] / max(1, time):.0f} cycles a step\n"
         f"  because   {plan['reason']}"
     )

@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -102,6 +104,18 @@ Tensor with_unit_stride(const Tensor& t) {
   return t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
 }
 
+// A contiguous tensor of the dtype of `like`. Through the C shim itself: the dispatcher, asked by name, takes 1 us.
+Tensor empty(const Tensor& like, const Sizes& sizes) {
+  Sizes strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
 template <class T>
 Sequence<T> sequence_of(const Tensor& t) {
   const bool packed = t.dim() == 2;
@@ -171,13 +185,14 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& outpu
 
   const Isa& isa = current_isa();
   const Plan plan = make_plan(shape, sizeof(T), isa, this_machine(), torch::stable::get_num_threads());
-  // One allocation for both, from PyTorch's allocator, whose blocks begin at a cache line; each part
-  // is a whole number of lines.
-  const int64_t line = 64 / sizeof(T);
+  // One allocation for both; each part is a whole number of cache lines and begins at one. From malloc, not from an
+  // aligned allocation: glibc's memalign splits a block at both ends, and before 2.38 a long run of calls
+  // leaves the heap growing and each call searching through it, at ten times the cost of a small one.
+  constexpr int64_t line = 64 / sizeof(T);
   const int64_t packed = (plan.packed_size + line - 1) / line * line;
-  Tensor scratch = torch::stable::new_empty(c.weight, {packed + plan.states_size});
+  const std::unique_ptr<T[]> scratch(new T[packed + plan.states_size + line]);
+  T* const memory = scratch.get() + (64 - reinterpret_cast<uintptr_t>(scratch.get()) % 64) / sizeof(T);
   std::vector<Arrivals> arrivals(plan.workers() > 1 ? 2 * plan.workers() : 0);
-  T* memory = static_cast<T*>(scratch.mutable_data_ptr());
   const Workspace space = {memory, memory + packed, arrivals.data()};
 
   struct Context {
@@ -199,14 +214,15 @@ std::tuple<Tensor, Tensor> call(Call c) {
   const Shape shape = check_call(c);
   for (auto* t : {&c.input, &c.seed, &c.factor})
     if (*t) *t = with_unit_stride(**t);
+  if (c.weight.stride(0) != 1) c.weight = with_unit_stride(c.weight);
   const Tensor& like = c.factor ? *c.factor : *c.input;
   const int64_t columns = shape.groups * shape.hidden;
   const OwnedRows rows = c.batch_sizes ? rows_of_packed(*c.batch_sizes, like.size(0))
                          : c.lengths   ? rows_of_lengths(*c.lengths, shape.time, shape.batch)
                                        : OwnedRows();
-  Tensor output = c.batch_sizes ? torch::stable::new_empty(like, {like.size(0), columns})
-                                : torch::stable::new_empty(like, {shape.time, shape.batch, columns});
-  Tensor last = torch::stable::new_empty(like, {shape.groups, shape.batch, shape.hidden});
+  Tensor output =
+      c.batch_sizes ? empty(like, {like.size(0), columns}) : empty(like, {shape.time, shape.batch, columns});
+  Tensor last = empty(like, {shape.groups, shape.batch, shape.hidden});
   if (shape.groups * shape.batch * shape.hidden == 0) return {output, last};
   switch (c.weight.scalar_type()) {
     case ScalarType::Float: run<float>(c, shape, rows, output, last, &Isa::run_f32); break;

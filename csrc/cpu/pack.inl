@@ -1,8 +1,31 @@
 // Packing one panel of M (W or its transpose): P[k][c] = M[column + c][k], zero past H, so that the
 // microkernel streams it. Included inside a per-ISA namespace.
+//
+// Either c or k runs along contiguous memory (op.cpp sees to that): rows of P are then copied, or square blocks
+// of one vector's width transposed in registers.
+
+// One round of the transposition of L rows: rows i and i + S exchange their off-diagonal S x S blocks.
+template <class T, int S, int... J>
+RNN_EXT_INLINE void exchange_blocks(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, J...>) {
+  constexpr int L = kLanes<T>;
+  const Vec<T> low = __builtin_shufflevector(a, b, ((J & S) ? L + J - S : J)...);
+  b = __builtin_shufflevector(a, b, ((J & S) ? L + J : J + S)...);
+  a = low;
+}
+
+// rows[i][j] becomes rows[j][i].
+template <class T, int S = 1>
+RNN_EXT_INLINE void transpose_block(Vec<T> (&rows)[kLanes<T>]) {
+  constexpr int L = kLanes<T>;
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i)
+    if ((i & S) == 0) exchange_blocks<T, S>(rows[i], rows[i + S], std::make_integer_sequence<int, L>{});
+  if constexpr (2 * S < L) transpose_block<T, 2 * S>(rows);
+}
 
 template <class T>
 void pack_panel(const Weight<T>& w, int64_t group, bool transpose, const Panels& panels, int64_t j, T* packed) {
+  constexpr int L = kLanes<T>;
   const int64_t hidden = panels.hidden, column = panels.first(j) * panels.lanes;
   const int64_t width = panels.width(j) * panels.lanes;
   const int64_t valid = std::min(width, hidden - column);
@@ -18,14 +41,22 @@ void pack_panel(const Weight<T>& w, int64_t group, bool transpose, const Panels&
     }
     return;
   }
-  // A transposition: in square blocks of a cache line, so that each line fetched is used whole.
-  constexpr int64_t kBlock = 64 / sizeof(T);
-  for (int64_t k0 = 0; k0 < hidden; k0 += kBlock) {
-    const int64_t k1 = std::min(k0 + kBlock, hidden);
-    for (int64_t c0 = 0; c0 < width; c0 += kBlock) {
-      const int64_t c1 = std::min(c0 + kBlock, width);
-      for (int64_t k = k0; k < k1; ++k)
-        for (int64_t c = c0; c < c1; ++c) panel[k * width + c] = c < valid ? origin[c * along_c + k * along_k] : T(0);
+  for (int64_t c0 = 0; c0 < width; c0 += L) {
+    for (int64_t k0 = 0; k0 < hidden; k0 += L) {
+      const int depth = static_cast<int>(std::min<int64_t>(L, hidden - k0));
+      const T* block = origin + c0 * along_c + k0;
+      Vec<T> rows[L];
+#pragma GCC unroll 16
+      for (int c = 0; c < L; ++c) {
+        if (c0 + c >= valid)
+          rows[c] = Vec<T>{};
+        else
+          rows[c] = depth == L ? load(block + c * along_c) : load_first(block + c * along_c, depth);
+      }
+      transpose_block<T>(rows);
+#pragma GCC unroll 16
+      for (int k = 0; k < L; ++k)
+        if (k < depth) store(panel + (k0 + k) * width + c0, rows[k]);
     }
   }
 }

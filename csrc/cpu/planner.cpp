@@ -108,22 +108,27 @@ Plan make_plan(const Shape& shape, int element_size, const Isa& isa, const Machi
   plan.state_stride = panels.padded_columns() + 64 / element_size;
   plan.packed_size = shape.groups * panels.packed_size();
   plan.states_size = 2 * all_rows * plan.state_stride;
-  plan.cycles_per_step = step_cycles(shape, element_size, isa, machine, best);
+  plan.cycles = least;
+  plan.serial_cycles = serial;
+  return plan;
+}
 
+std::string reason(const Plan& plan, const Shape& shape) {
   char text[256];
+  const double gain = plan.serial_cycles / plan.cycles;
   if (plan.workers() == 1)
-    std::snprintf(text, sizeof text, "one thread: %lld steps of about %.0f cycles leave others nothing to gain",
-                  static_cast<long long>(shape.time), plan.cycles_per_step);
-  else if (best.columns == 1)
+    std::snprintf(text, sizeof text, "%lld steps of about %.0f cycles leave more threads nothing to gain",
+                  static_cast<long long>(shape.time),
+                  plan.cycles / static_cast<double>(std::max<int64_t>(1, shape.time)));
+  else if (plan.column_workers == 1)
     std::snprintf(text, sizeof text, "%lld rows split over %d threads, no barrier: about %.1fx one thread",
-                  static_cast<long long>(all_rows), best.rows, serial / least);
+                  static_cast<long long>(shape.groups * shape.batch), plan.row_workers, gain);
   else
     std::snprintf(text, sizeof text,
                   "columns of W split over %d threads, one barrier a step, so that each keeps its share of "
                   "W in its cache: about %.1fx one thread",
-                  best.columns, serial / least);
-  plan.reason = text;
-  return plan;
+                  plan.column_workers, gain);
+  return text;
 }
 
 }  // namespace rnn_ext

@@ -25,17 +25,20 @@ struct Plan {
   // column_workers share the columns of a row's state and meet after each step.
   int row_workers = 1;
   int column_workers = 1;
-  int64_t panels = 0;          // of packed weights, a group (panels.h)
-  int chains = 1;              // sums over k that run side by side
-  int64_t state_stride = 0;    // elements between rows of a state buffer
-  int64_t packed_size = 0;     // elements, all groups
-  int64_t states_size = 0;     // elements, both buffers
-  double cycles_per_step = 0;  // as the model has it
-  std::string reason;
+  int64_t panels = 0;        // of packed weights, a group (panels.h)
+  int chains = 1;            // sums over k that run side by side
+  int64_t state_stride = 0;  // elements between rows of a state buffer
+  int64_t packed_size = 0;   // elements, all groups
+  int64_t states_size = 0;   // elements, both buffers
+  // As the model has it, all steps: of this plan, and of one thread.
+  double cycles = 0, serial_cycles = 0;
 
   int workers() const { return row_workers * column_workers; }
 };
 
 Plan make_plan(const Shape& shape, int element_size, const Isa& isa, const Machine& machine, int threads);
+
+// Why, in a sentence.
+std::string reason(const Plan& plan, const Shape& shape);
 
 }  // namespace rnn_ext

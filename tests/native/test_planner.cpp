@@ -32,7 +32,7 @@ int check_invariants(const Shape& shape, int element_size, const Isa& isa, const
   CHECK(plan.state_stride >= panels.padded_columns(), "state rows overlap");
   CHECK(plan.packed_size == shape.groups * panels.packed_size(), "packed size");
   CHECK(plan.states_size == 2 * shape.groups * shape.batch * plan.state_stride, "states size");
-  CHECK(!plan.reason.empty() && plan.cycles_per_step > 0, "unexplained");
+  CHECK(!reason(plan, shape).empty() && plan.cycles <= plan.serial_cycles, "unexplained");
   // The order of summation may depend on H and the instruction set alone.
   const Plan alone = make_plan({shape.time, 1, 1, shape.hidden}, element_size, isa, machine, 1);
   CHECK(plan.chains == alone.chains, "H=%ld: chains depend on more than H", long(shape.hidden));
