@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rnn_ext import ops
+from rnn_ext.layer import layer
 
 __all__ = ["rnn", "rnn_cell"]
 
 # (w_ih, w_hh) or (w_ih, w_hh, b_ih, b_hh) of one layer and direction.
 Weights = Sequence[Tensor]
 
-_DIRECTIONS = {1: (1,), 2: (1, -1)}
 _RNN_CELLS = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
 
 
@@ -81,39 +81,23 @@ def rnn(
         weights = [[_autocast(w, dtype) for w in group] for group in weights]
     states = []
     x = input
-    for layer in range(layers):
-        groups = weights[layer * directions : (layer + 1) * directions]
+    for k in range(layers):
+        groups = weights[k * directions : (k + 1) * directions]
         h0 = hx
         if hx is not None and layers > 1:
-            h0 = hx[layer * directions : (layer + 1) * directions]
-        x, h_n = _layer(x, groups, h0, nonlinearity, batch_sizes, lengths)
+            h0 = hx[k * directions : (k + 1) * directions]
+        if x.dim() == 3 and x.shape[0] == 1 and torch.is_grad_enabled() and not ops.recorded():
+            x, h_n = _single_step(x[0], groups, h0, nonlinearity)
+        else:
+            x, h_n = layer(x, groups, h0, nonlinearity, batch_sizes, lengths)
         states.append(h_n)
-        if dropout and training and layer < layers - 1:
+        if dropout and training and k < layers - 1:
             x = F.dropout(x, dropout, True)
     return _detachable(x), states[0] if layers == 1 else torch.cat(states)
 
 
 def _autocast(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
-
-
-def _layer(
-    x: Tensor,
-    groups: Sequence[Weights],
-    h0: Tensor | None,
-    nonlinearity: str,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """All directions of one layer as the groups of one recurrence."""
-    if x.dim() == 3 and x.shape[0] == 1 and torch.is_grad_enabled() and not ops.recorded():
-        return _single_step(x[0], groups, h0, nonlinearity)
-    if len(groups) == 1:
-        w_ih, w_hh, *biases = groups[0]
-    else:
-        w_ih, w_hh, *biases = (torch.cat(parts) for parts in zip(*groups, strict=True))
-    u = F.linear(x, w_ih, biases[0] + biases[1] if biases else None)
-    return ops.recurrence(u, h0, w_hh, batch_sizes, lengths, nonlinearity, _DIRECTIONS[len(groups)])
 
 
 def _single_step(x: Tensor, groups: Sequence[Weights], h0: Tensor | None, nonlinearity: str) -> tuple[Tensor, Tensor]:
@@ -129,8 +113,8 @@ def _detachable(h: Tensor) -> Tensor:
     """The last layer's output, such that ``output.relu_()`` before backward is as harmless as with ``nn.RNN``.
 
     h is saved for backward. The user gets a copy-on-write clone: it shares h's memory until someone writes to it.
-    Under a functorch transform, the compiler or the tracer there is none; an in-place edit is then autograd's clear error, or
-    functionalised.
+    Under a functorch transform, the compiler or the tracer there is none; an in-place edit is then autograd's clear
+    error, or functionalised.
     """
     if not (h.requires_grad and torch.is_grad_enabled()):
         return h

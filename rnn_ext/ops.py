@@ -62,16 +62,26 @@ def recorded() -> bool:
     return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
+def plain_reverse_mode(*args: Any) -> bool:
+    """Whether gradients are wanted, and nothing but gradients: no recording, no transform, no tangent."""
+    return (
+        torch.is_grad_enabled()
+        and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        and torch.autograd.forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+        and not recorded()
+    )
+
+
 def _call(op: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     """The way of a call to its kernel."""
     if recorded():
-        # Recorded as one op, with the derivative that is registered for it below.
+        # As one op, with the derivative that is registered for it below.
         return op(*args)
     if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
-    needs_gradient = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
     # Duals of forward mode do not require grad.
-    if needs_gradient or torch.autograd.forward_ad._current_level >= 0:
+    if plain_reverse_mode(*args) or torch.autograd.forward_ad._current_level >= 0:
         # function.apply, without the 30 us that it spends on inspecting forward's signature.
         return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
     return _below_autograd(op, args)
@@ -184,6 +194,30 @@ def _sum(
     return a if v is None else a + v
 
 
+def recurrence_backward(
+    g: Tensor | None,
+    g_n: Tensor | None,
+    h: Tensor,
+    h0: Tensor | None,
+    w: Tensor,
+    layout: Layout,
+    nonlinearity: str,
+    need_h0: bool,
+    need_w: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """BPTT: ``s_t = phi'(h_t) * (g_t + Wᵀ s_{t+1})``, where ``g_n`` joins at each sequence's last step.
+
+    Returns:
+        ``(s, h̄_0, W̄)``: s is also the gradient of u; the others only if needed.
+    """
+    s, s_first = linear_recurrence(
+        g, g_n, w, h, layout.batch_sizes, layout.lengths, nonlinearity, "product", True, layout.reversed.direction
+    )
+    h0_bar = multiply_states(s_first, w, True) if need_h0 else None
+    w_bar = weight_gradient(s, h, layout, s_first, h0) if need_w else None
+    return s, h0_bar, w_bar
+
+
 class Recurrence(torch.autograd.Function):
     """(R) and its derivatives."""
 
@@ -200,17 +234,12 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g, g_n):  # type: ignore[no-untyped-def]
-        # BPTT: s_t = phi'(h_t) * (g_t + Wᵀ s_{t+1}), where g_n joins at each sequence's last step.
         if g is None and g_n is None:
             return (None,) * 7
         h, h0, w, batch_sizes, lengths = ctx.saved_tensors
         layout = Layout(batch_sizes, lengths, ctx.direction)
-        s, s_first = linear_recurrence(
-            g, g_n, w, h, batch_sizes, lengths, ctx.nonlinearity, "product", True, layout.reversed.direction
-        )
         _, need_h0, need_w = ctx.needs_input_grad[:3]
-        h0_bar = multiply_states(s_first, w, True) if need_h0 else None
-        w_bar = weight_gradient(s, h, layout, s_first, h0) if need_w else None
+        s, h0_bar, w_bar = recurrence_backward(g, g_n, h, h0, w, layout, ctx.nonlinearity, need_h0, need_w)
         return s, h0_bar, w_bar, None, None, None, None
 
     @staticmethod
