@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -166,6 +168,28 @@ Shape check_call(const Call& c) {
   return shape;
 }
 
+// Whether calls whose workers meet after each step (team.h) have lately lost a core to other processes. Such a call
+// costs some time slices, tens of milliseconds where it gets bad; after each the next try waits twice as long, so
+// that a crowded machine is probed ever more rarely, and a single interruption is soon forgotten.
+class Crowd {
+ public:
+  bool here() const { return now_ms() < until_.load(std::memory_order_relaxed); }
+  void note(bool lost_a_core) {
+    const int64_t wait = lost_a_core ? std::min<int64_t>(2 * wait_.load(std::memory_order_relaxed), 2000) : kFirstWait;
+    wait_.store(wait, std::memory_order_relaxed);
+    if (lost_a_core) until_.store(now_ms() + wait, std::memory_order_relaxed);
+  }
+
+ private:
+  static int64_t now_ms() {
+    return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  }
+  static constexpr int64_t kFirstWait = 4;
+  std::atomic<int64_t> until_{0}, wait_{kFirstWait};
+};
+Crowd crowd;
+
 template <class T>
 void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& output, Tensor& last,
          void (*Isa::*kernel)(const Problem<T>&, const Plan&, const Workspace&, int, int)) {
@@ -184,7 +208,9 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& outpu
   problem.last = {static_cast<T*>(last.mutable_data_ptr()), last.stride(0), last.stride(1)};
 
   const Isa& isa = current_isa();
-  const Plan plan = make_plan(shape, sizeof(T), isa, this_machine(), torch::stable::get_num_threads());
+  const int threads = static_cast<int>(torch::stable::get_num_threads());
+  Plan plan = make_plan(shape, sizeof(T), isa, this_machine(), threads);
+  if (plan.column_workers > 1 && crowd.here()) plan = make_plan(shape, sizeof(T), isa, this_machine(), threads, false);
   // One allocation for both; each part is a whole number of cache lines and begins at one. From malloc, not from an
   // aligned allocation: glibc's memalign splits a block at both ends, and before 2.38 a long run of calls
   // leaves the heap growing and each call searching through it, at ten times the cost of a small one.
@@ -208,6 +234,9 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& outpu
         x.run(x.problem, x.plan, x.space, worker, workers);
       },
       &context);
+  if (plan.column_workers > 1)
+    crowd.note(std::any_of(arrivals.begin(), arrivals.end(),
+                           [](const Arrivals& a) { return a.takeover.load(std::memory_order_relaxed) != 0; }));
 }
 
 std::tuple<Tensor, Tensor> call(Call c) {

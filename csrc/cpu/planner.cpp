@@ -74,7 +74,8 @@ Machine this_machine() {
   return machine;
 }
 
-Plan make_plan(const Shape& shape, int element_size, const Isa& isa, const Machine& machine, int threads) {
+Plan make_plan(const Shape& shape, int element_size, const Isa& isa, const Machine& machine, int threads,
+               bool may_share_columns) {
   const int lanes = isa.vector_bytes / element_size;
   const int64_t all_rows = shape.groups * shape.batch;
   const int64_t vectors = (shape.hidden + lanes - 1) / lanes;
@@ -82,7 +83,8 @@ Plan make_plan(const Shape& shape, int element_size, const Isa& isa, const Machi
   Grid best = {1, 1};
   const double serial = shape.time * step_cycles(shape, element_size, isa, machine, best);
   double least = serial;
-  for (int columns = 1; columns <= threads && columns <= std::max<int64_t>(1, vectors); ++columns) {
+  const int64_t most_columns = may_share_columns ? std::min<int64_t>(threads, std::max<int64_t>(1, vectors)) : 1;
+  for (int columns = 1; columns <= most_columns; ++columns) {
     const Grid grid = {static_cast<int>(std::clamp<int64_t>(all_rows, 1, threads / columns)), columns};
     if (grid.rows * grid.columns == 1) continue;
     const double cycles = kLaunchCycles + shape.time * step_cycles(shape, element_size, isa, machine, grid);

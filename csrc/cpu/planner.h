@@ -36,7 +36,10 @@ struct Plan {
   int workers() const { return row_workers * column_workers; }
 };
 
-Plan make_plan(const Shape& shape, int element_size, const Isa& isa, const Machine& machine, int threads);
+// With `threads` at the most; without sharing columns, and so without a barrier in each step, where the cores are
+// known to be busy with something else.
+Plan make_plan(const Shape& shape, int element_size, const Isa& isa, const Machine& machine, int threads,
+               bool may_share_columns = true);
 
 // Why, in a sentence.
 std::string reason(const Plan& plan, const Shape& shape);

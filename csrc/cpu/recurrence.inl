@@ -14,6 +14,22 @@ struct Worker {
   int64_t stride;                    // of a state row
   StepBarrier& peers;                // who shares my rows and computes their other columns
   int peer, peer_count;
+  bool retired;  // a peer has taken my work over
+
+  // The end of a step that peers share. What a peer that lost its core would do, one of the others does from now on.
+  void meet_peers() {
+    const bool late = peers.arrive_and_wait(peer);
+    const int survivor = peers.takeover();
+    if (survivor < 0) {
+      if (late) peers.propose_takeover(peer);
+    } else {
+      retired = survivor != peer;
+      peer_count = 1;
+      panel_begin = column_begin = 0;
+      panel_end = panels.count;
+      column_end = problem.shape.hidden;
+    }
+  }
 };
 
 // Rows of one group that one worker takes through time: rows first, first + step, ... , count of them.
@@ -41,16 +57,16 @@ void seed_states(const Worker<T>& me, const Segment& seg, T* const states[2]) {
 }
 
 template <Epilogue E, class T>
-void run_segment(const Worker<T>& me, const Segment& seg, const T* packed, T* const states[2]) {
+void run_segment(Worker<T>& me, const Segment& seg, const T* packed, T* const states[2]) {
   const Problem<T>& p = me.problem;
   const Panels& panels = me.panels;
   const int64_t steps = p.shape.time, hidden = p.shape.hidden;
   const int64_t group_column = seg.group * hidden;
   const bool reversed = p.direction[seg.group] < 0;
-  const int64_t my_columns = me.column_end - me.column_begin;
 
   int64_t alive_before = 0;
-  for (int64_t s = 0; s < steps; ++s) {
+  for (int64_t s = 0; s < steps && !me.retired; ++s) {
+    const int64_t my_columns = me.column_end - me.column_begin;
     const int64_t t = reversed ? steps - 1 - s : s;
     const T* previous = states[s & 1];
     T* current = states[(s + 1) & 1];
@@ -107,7 +123,7 @@ void run_segment(const Worker<T>& me, const Segment& seg, const T* packed, T* co
       }
     }
     alive_before = alive;
-    if (me.peer_count > 1) me.peers.arrive_and_wait(me.peer);
+    if (me.peer_count > 1) me.meet_peers();
   }
 }
 
@@ -125,7 +141,7 @@ void copy_seed_to_last(const Worker<T>& me, const Segment& seg) {
 }
 
 template <class T>
-void run_segment(const Worker<T>& me, const Segment& seg, const T* packed, T* const states[2]) {
+void run_segment(Worker<T>& me, const Segment& seg, const T* packed, T* const states[2]) {
   switch (me.problem.epilogue) {
     case Epilogue::tanh: return run_segment<Epilogue::tanh>(me, seg, packed, states);
     case Epilogue::relu: return run_segment<Epilogue::relu>(me, seg, packed, states);
@@ -172,17 +188,18 @@ void run(const Problem<T>& problem, const Plan& plan, const Workspace& space, in
   const int64_t end = (column_worker + 1) * panels.count / column_workers;
   StepBarrier all(space.arrivals, 0, workers);
   StepBarrier peers(space.arrivals + workers, row_worker * column_workers, column_workers);
-  const Worker<T> me = {problem,
-                        panels,
-                        plan.chains,
-                        begin,
-                        end,
-                        std::min(shape.hidden, panels.first(begin) * panels.lanes),
-                        std::min(shape.hidden, panels.first(end) * panels.lanes),
-                        plan.state_stride,
-                        peers,
-                        column_worker,
-                        column_workers};
+  Worker<T> me = {problem,
+                  panels,
+                  plan.chains,
+                  begin,
+                  end,
+                  std::min(shape.hidden, panels.first(begin) * panels.lanes),
+                  std::min(shape.hidden, panels.first(end) * panels.lanes),
+                  plan.state_stride,
+                  peers,
+                  column_worker,
+                  column_workers,
+                  false};
   T* const packed = static_cast<T*>(space.packed);
   T* const states = static_cast<T*>(space.states);
   auto states_of = [&](const Segment& seg, T* pair[2]) {

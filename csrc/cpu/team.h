@@ -22,6 +22,9 @@ using Launcher = void (*)(int workers, Body body, void* context);
 // is written by two cores. 128: Intel's adjacent-line prefetcher and Arm's larger lines.
 struct alignas(128) Arrivals {
   std::atomic<int64_t> count{0};
+  // Of a group's first member only: who takes the whole group's work over, as 1 + member + kMembers * epoch.
+  std::atomic<int64_t> takeover{0};
+  static constexpr int64_t kMembers = 1 << 16;
 };
 
 inline void cpu_relax() {
@@ -37,26 +40,46 @@ inline void cpu_relax() {
 // Memory order: the release store below publishes all that this worker wrote in the step; the acquire
 // load that sees it makes those writes visible here. A worker is never more than one step ahead, which
 // is why two state buffers suffice (recurrence.inl).
+//
+// Where other processes keep the cores busy, a member loses its core for a time slice, thousands of steps long, and a
+// barrier a step would cost a slice a step. So whoever has waited for longer than it spins proposes to go on alone;
+// at the next barrier all see that, and the others retire. The bits of the result do not depend on who computes.
 class StepBarrier {
  public:
   StepBarrier(Arrivals* arrivals, int first, int size) : arrivals_(arrivals + first), size_(size) {}
 
-  void arrive_and_wait(int member) {
+  // True if a member came so late that it has probably lost its core.
+  bool arrive_and_wait(int member) {
     const int64_t mine = ++epoch_;
+    bool late = false;
     arrivals_[member].count.store(mine, std::memory_order_release);
     for (int other = 0; other < size_; ++other) {
       for (int spins = 0; arrivals_[other].count.load(std::memory_order_acquire) < mine; ++spins) {
-        // A pause is 40 to 140 cycles: about 10 us of spinning, many steps' worth. Whoever is later
-        // than that has probably lost its core, and needs ours.
-        if (spins < kSpins)
+        if (spins < kSpins) {
           cpu_relax();
-        else
+        } else {
+          late = true;
           std::this_thread::yield();
+        }
       }
     }
+    return late;
+  }
+
+  void propose_takeover(int member) {
+    int64_t none = 0;
+    arrivals_[0].takeover.compare_exchange_strong(none, 1 + member + Arrivals::kMembers * epoch_);
+  }
+
+  // Who has taken over, -1 if nobody. A proposal counts from the barrier after it: only then have all seen it.
+  int takeover() const {
+    const int64_t proposal = arrivals_[0].takeover.load(std::memory_order_relaxed);
+    if (proposal == 0 || proposal / Arrivals::kMembers >= epoch_) return -1;
+    return static_cast<int>(proposal % Arrivals::kMembers) - 1;
   }
 
  private:
+  // A pause is 40 to 140 cycles: about 10 us of spinning, longer than a step of any shape that is split.
   static constexpr int kSpins = 256;
   Arrivals* arrivals_;
   int size_;
