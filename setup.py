@@ -45,7 +45,7 @@ def check_tools() -> None:
 
 
 # An sdist copies files and builds nothing.
-if not {"sdist", "egg_info", "dist_info", "clean"} & set(sys.argv):
+if not {"sdist", "egg_info", "clean"} & set(sys.argv):
     check_tools()
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
