@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rnn_ext import ops
-from rnn_ext.layout import Layout
 
 _DIRECTIONS = {1: (1,), 2: (1, -1)}
 
@@ -73,8 +72,10 @@ class Layer(torch.autograd.Function):
             return (None,) * 10
         x, h, h0, w_ih, w_hh, batch_sizes, lengths = ctx.saved_tensors
         need_x, need_h0, need_w_ih, need_w_hh, need_b_ih, need_b_hh = ctx.needs_input_grad[:6]
-        layout = Layout(batch_sizes, lengths, ctx.direction)
-        s, h0_bar, w_hh_bar = ops.recurrence_backward(g, g_n, h, h0, w_hh, layout, ctx.nonlinearity, need_h0, need_w_hh)
+        s, h0_bar, w_hh_bar = ops.recurrence_backward(
+            *(g, g_n, h, h0, w_hh, batch_sizes, lengths),
+            *(ctx.nonlinearity, ctx.direction, need_h0, need_w_hh),
+        )
         s_rows = s.reshape(-1, s.shape[-1])
         w_ih_bar = s_rows.t() @ x.reshape(-1, x.shape[-1]) if need_w_ih else None
         b_bar = s_rows.sum(0) if need_b_ih or need_b_hh else None

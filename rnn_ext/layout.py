@@ -62,11 +62,25 @@ def rows_to_states(rows: Tensor, groups: int) -> Tensor:
     return rows.reshape(batch, groups, columns // groups).transpose(0, 1)
 
 
-def _packed_predecessors(batch_sizes: Tensor) -> Tensor:
-    """For the packed rows of steps 1.. in order: the row of the same sequence one step before."""
-    first = int(batch_sizes[0])
-    rows = torch.arange(first, int(batch_sizes.sum()))
-    return rows - torch.repeat_interleave(batch_sizes[:-1], batch_sizes[1:])
+def _packed_previous(batch_sizes: Tensor, rows: int, direction: int) -> Tensor:
+    """For each packed row, the row of the same sequence one step earlier in the group's time.
+
+    Where there is none, ``rows + i`` for the i-th sequence: what stands before it is expected behind the rows. Sizes
+    are given, not read off ``batch_sizes``, so that the compiler can do without its values.
+    """
+
+    def by_row(of_step: Tensor) -> Tensor:
+        return torch.repeat_interleave(of_step, batch_sizes, output_size=rows)
+
+    row = torch.arange(rows)
+    sequence = row - by_row(batch_sizes.cumsum(0) - batch_sizes)
+    if direction == 1:
+        other = row - by_row(torch.cat([batch_sizes[:1], batch_sizes[:-1]]))
+        exists = other >= 0
+    else:
+        other = row + by_row(batch_sizes)
+        exists = sequence < by_row(torch.cat([batch_sizes[1:], batch_sizes.new_zeros(1)]))
+    return torch.where(exists, other, rows + sequence)
 
 
 def _packed_ends(batch_sizes: Tensor) -> Tensor:
@@ -99,22 +113,15 @@ def previous(sequence: Tensor, first: Tensor | None, layout: Layout) -> Tensor:
     shifted = []
     for start, end, direction in layout.runs():
         part = _rows(sequence, start, end, groups)
-        if first is not None:
-            head = states_to_rows(first[start:end])
-        elif layout.batch_sizes is not None:
-            head = part.new_zeros(int(layout.batch_sizes[0]), part.shape[1])
-        else:
-            head = part.new_zeros(part.shape[1:])
+        head = part.new_zeros(part.shape[-1]) if first is None else states_to_rows(first[start:end])
         if layout.batch_sizes is not None:
-            before = _packed_predecessors(layout.batch_sizes).to(part.device)
-            if direction == 1:
-                shifted.append(torch.cat([head, part.index_select(0, before)]))
-            else:
-                ends = _packed_ends(layout.batch_sizes).to(part.device)
-                rows = torch.cat([before, ends])
-                values = torch.cat([part[head.shape[0] :], head])
-                shifted.append(torch.zeros_like(part).index_copy(0, rows, values))
-        elif direction == 1:
+            index = _packed_previous(layout.batch_sizes, part.shape[0], direction)
+            if first is None:
+                head, index = head.unsqueeze(0), index.clamp(max=part.shape[0])
+            shifted.append(torch.cat([part, head]).index_select(0, index.to(part.device)))
+            continue
+        head = head.expand(part.shape[1:])
+        if direction == 1:
             shifted.append(torch.cat([head.unsqueeze(0), part[:-1]]))
         elif layout.lengths is None:
             shifted.append(torch.cat([part[1:], head.unsqueeze(0)]))
@@ -178,16 +185,14 @@ def weight_gradient(
         seed: ``(G, B, H)``, the states before the first step; None if they were zero.
     """
     groups, hidden = len(layout.direction), y.shape[-1] // max(1, len(layout.direction))
+    if layout.batch_sizes is not None:
+        y, seed = previous(y, seed, layout), None
     blocks = []
     for start, end, direction in layout.runs():
-        s_run, y_run = _rows(s, start, end, groups), _rows(y, start, end, groups)
-        earlier, later = (y_run, s_run) if direction == 1 else (s_run, y_run)
-        if layout.batch_sizes is not None:
-            before = _packed_predecessors(layout.batch_sizes).to(s.device)
-            earlier, later = earlier.index_select(0, before), later[int(layout.batch_sizes[0]) :]
-        else:
-            earlier, later = earlier[:-1], later[1:]
-        s_rows, y_rows = (later, earlier) if direction == 1 else (earlier, later)
+        s_rows, y_rows = _rows(s, start, end, groups), _rows(y, start, end, groups)
+        if layout.batch_sizes is None:
+            # Shifted against each other by one step; views, so that the GEMM reads s and y where they are.
+            s_rows, y_rows = (s_rows[1:], y_rows[:-1]) if direction == 1 else (s_rows[:-1], y_rows[1:])
         count = end - start
         if count == 1:
             block = s_rows.reshape(-1, hidden).t() @ y_rows.reshape(-1, hidden)

@@ -178,10 +178,13 @@ def _(v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose
 def _states_shape(
     rows: Tensor, seed: Tensor | None, w: Tensor, batch_sizes: Tensor | None, direction: Sequence[int]
 ) -> tuple[Any, ...]:
-    if seed is not None:
-        return tuple(seed.shape)
-    # Without a seed the batch of packed data is known only from the values of batch_sizes.
-    batch = rows.shape[1] if batch_sizes is None else torch.library.get_ctx().new_dynamic_size()
+    if batch_sizes is None:
+        batch = rows.shape[1]
+    elif seed is not None:
+        batch = seed.shape[1]
+    else:
+        # Without a seed the batch of packed data is known only from the values of batch_sizes.
+        batch = torch.library.get_ctx().new_dynamic_size()
     return len(direction), batch, w.shape[1]
 
 
@@ -200,8 +203,10 @@ def recurrence_backward(
     h: Tensor,
     h0: Tensor | None,
     w: Tensor,
-    layout: Layout,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
     nonlinearity: str,
+    direction: tuple[int, ...],
     need_h0: bool,
     need_w: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -210,9 +215,9 @@ def recurrence_backward(
     Returns:
         ``(s, h̄_0, W̄)``: s is also the gradient of u; the others only if needed.
     """
-    s, s_first = linear_recurrence(
-        g, g_n, w, h, layout.batch_sizes, layout.lengths, nonlinearity, "product", True, layout.reversed.direction
-    )
+    backwards = tuple(-d for d in direction)
+    s, s_first = linear_recurrence(g, g_n, w, h, batch_sizes, lengths, nonlinearity, "product", True, backwards)
+    layout = Layout(batch_sizes, lengths, direction)
     h0_bar = multiply_states(s_first, w, True) if need_h0 else None
     w_bar = weight_gradient(s, h, layout, s_first, h0) if need_w else None
     return s, h0_bar, w_bar
@@ -237,9 +242,10 @@ class Recurrence(torch.autograd.Function):
         if g is None and g_n is None:
             return (None,) * 7
         h, h0, w, batch_sizes, lengths = ctx.saved_tensors
-        layout = Layout(batch_sizes, lengths, ctx.direction)
         _, need_h0, need_w = ctx.needs_input_grad[:3]
-        s, h0_bar, w_bar = recurrence_backward(g, g_n, h, h0, w, layout, ctx.nonlinearity, need_h0, need_w)
+        s, h0_bar, w_bar = recurrence_backward(
+            g, g_n, h, h0, w, batch_sizes, lengths, ctx.nonlinearity, ctx.direction, need_h0, need_w
+        )
         return s, h0_bar, w_bar, None, None, None, None
 
     @staticmethod

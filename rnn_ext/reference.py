@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
@@ -55,12 +54,6 @@ def _scan(
     return (torch.stack(outputs) if steps else like.new_zeros(shape)), state
 
 
-def _padded(data: Tensor | None, batch_sizes: Tensor) -> Tensor | None:
-    if data is None:
-        return None
-    return pad_packed_sequence(PackedSequence(data, batch_sizes))[0]
-
-
 def _run(
     sequences: Sequence[Tensor | None],
     cell: Callable[[Sequence[Tensor | None], Tensor], Tensor],
@@ -74,10 +67,12 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     """All groups. ``cell(the sequences' rows at one step, M y)`` is the new state."""
     if batch_sizes is not None:
-        lengths = (batch_sizes.unsqueeze(1) > torch.arange(int(batch_sizes[0]))).sum(0)
-        padded = [_padded(x, batch_sizes) for x in sequences]
-        output, last = _run(padded, cell, seed, seed_kind, w, transpose, None, lengths, direction)
-        return pack_padded_sequence(output, lengths).data, last
+        # Spread over (T, B), run, and packed again: row i of step t lies batch_sizes[0] + ... + batch_sizes[t-1] + i.
+        alive = batch_sizes.unsqueeze(1) > torch.arange(int(batch_sizes[0]))
+        at = (alive.flatten().cumsum(0) - 1).clamp(min=0).view(alive.shape).to(w.device)
+        padded = [x if x is None else x[at] for x in sequences]
+        output, last = _run(padded, cell, seed, seed_kind, w, transpose, None, alive.sum(0), direction)
+        return output[alive.nonzero(as_tuple=True)], last
     hidden = w.shape[1]
     like = next(x for x in reversed(sequences) if x is not None)
     outputs, lasts = [], []
