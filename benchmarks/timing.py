@@ -60,10 +60,13 @@ def _time(call: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _estimate(call: Callable[[], object]) -> float:
-    """Seconds of a call, roughly; also warms."""
+def _estimate(call: Callable[[], object], seconds: float = 0.02) -> float:
+    """Seconds of a call, roughly: the shortest of some, so that a disturbance does not pass for a long call."""
     once = _time(call, 1)
-    return once if once > LONG_SECONDS else min(_time(call, 1), _time(call, 1))
+    end = time.perf_counter() + seconds
+    while once < LONG_SECONDS and time.perf_counter() < end:
+        once = min(once, _time(call, 1))
+    return once
 
 
 def _warm(call: Callable[[], object], once: float) -> None:

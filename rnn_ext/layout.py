@@ -52,8 +52,8 @@ def _rows(sequence: Tensor, start: int, end: int, groups: int) -> Tensor:
 
 def states_to_rows(states: Tensor) -> Tensor:
     """``(G, B, H)`` to ``(B, G*H)``."""
-    groups, batch, hidden = states.shape
-    return states.transpose(0, 1).reshape(batch, groups * hidden)
+    # B is left to reshape: the compiler may not know it, if the rows are packed.
+    return states.transpose(0, 1).reshape(-1, states.shape[0] * states.shape[2])
 
 
 def rows_to_states(rows: Tensor, groups: int) -> Tensor:

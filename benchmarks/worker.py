@@ -1,0 +1,146 @@
+"""Measures on a given number of threads, in a process that may use as many cores and no more."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks import cores
+from benchmarks.grid import Shape
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a worker is to measure.
+
+    Attributes:
+        threads: how many.
+        rows: ``(shape, mode)`` of each row.
+        peers: names, ``benchmarks.peers.MODULES``.
+        seconds: about how long each row takes, all peers together.
+        kernels: (B, H) of the kernel level.
+    """
+
+    threads: int
+    rows: Sequence[tuple[Shape, str]]
+    peers: Sequence[str]
+    seconds: float
+    kernels: Sequence[tuple[int, int]] = field(default=())
+
+
+def start(request: Request, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Runs a worker, and returns what :func:`measure` did there.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; what it had to say is on the terminal.
+    """
+    threads = str(request.threads)
+    variables = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **(environment or {})}
+    with tempfile.TemporaryDirectory() as folder, cores.restricted(request.threads):
+        question, answer = Path(folder, "request.json"), Path(folder, "result.json")
+        question.write_text(json.dumps(asdict(request)))
+        command = [sys.executable, "-m", "benchmarks.worker", str(question), str(answer)]
+        subprocess.run(command, check=True, env=variables)
+        return json.loads(answer.read_text())
+
+
+def measure(request: Request) -> dict[str, Any]:
+    """Everything the request asks for, and the machine's limits before and after it."""
+    import torch
+
+    from benchmarks import kernels, limits, native, peers
+
+    torch.set_num_threads(request.threads)
+    contestants, notes = peers.load(request.peers) if request.rows else ([], [])
+    others = cores.Others()
+    limit_seconds = min(2.0, 2 * request.seconds)
+    try:
+        machine = limits.measure(request.threads, limit_seconds)
+    except native.CannotBuild as error:
+        machine = None
+        notes.append(f"no limits of the machine: {error}")
+    rows = []
+    with tqdm(total=len(request.rows) + len(request.kernels), desc=f"{request.threads} thread(s)", disable=None) as bar:
+        for shape, mode in request.rows:
+            bar.set_postfix_str(f"{shape} {mode}")
+            row, failures = _row(request, shape, mode, contestants)
+            rows.append(row)
+            notes += failures
+            bar.update()
+        kernel_rows = []
+        for size in request.kernels:
+            bar.set_postfix_str("kernels, B={} H={}".format(*size))
+            kernel_rows += kernels.measure([size], request.threads, min(0.3, request.seconds / 2))
+            bar.update()
+    if machine is not None:
+        machine = machine.best(limits.measure(request.threads, limit_seconds))
+        for row in rows:
+            row["limit"] = machine.seconds(Shape(**row["shape"]), row["mode"])
+        for row in kernel_rows:
+            batch_sizes = [row["batch"]] * row["time"]
+            row["limit"] = machine.recurrence_seconds(batch_sizes, 1, row["hidden"])
+    return {
+        "threads": request.threads,
+        "rows": rows,
+        "kernels": kernel_rows,
+        "limits": machine and machine.to_json(),
+        "others": others.cores(),
+        "versions": {peer.name: peer.version() for peer in contestants},
+        "notes": notes,
+    }
+
+
+def _row(request: Request, shape: Shape, mode: str, contestants: Sequence[Any]) -> tuple[dict[str, Any], list[str]]:
+    from benchmarks import peers
+    from benchmarks.timing import take_turns
+
+    able, failed = peers.contestants(peers.make_problem(shape, mode, request.threads), contestants)
+    # From the last row: sessions, and the threads of their pools.
+    gc.collect()
+    others = cores.Others()
+    samples = take_turns({name: contestant.run for name, contestant in able.items()}, seconds=request.seconds)
+    row: dict[str, Any] = {
+        "shape": asdict(shape),
+        "label": str(shape),
+        "mode": mode,
+        "threads": request.threads,
+        "others": others.cores(),
+        "peers": {
+            name: {
+                "seconds": sample.median,
+                "spread": sample.spread,
+                "cores": sample.cores,
+                "times": sample.times,
+                "note": able[name].note,
+            }
+            for name, sample in samples.items()
+        },
+        "failed": list(failed),
+    }
+    rivals = {name: sample for name, sample in samples.items() if name != peers.OURS}
+    if peers.OURS in samples and rivals:
+        best = min(rivals, key=lambda name: rivals[name].median)
+        ratio = rivals[best].over(samples[peers.OURS])
+        row |= {"best_peer": best, "ratio": ratio.median, "ratio_spread": ratio.spread}
+    return row, list(failed.values())
+
+
+def _main(question: str, answer: str) -> None:
+    data = json.loads(Path(question).read_text())
+    data["rows"] = [(Shape(**shape), mode) for shape, mode in data["rows"]]
+    data["kernels"] = [tuple(size) for size in data["kernels"]]
+    Path(answer).write_text(json.dumps(measure(Request(**data))))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
