@@ -31,7 +31,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)")
     parser.add_argument("--peers", nargs="+", choices=list(MODULES), default=list(MODULES), metavar="PEER")
-    parser.add_argument("--seconds", type=float, help="about how long each row takes (default: 1.5; quick: 0.4)")
+    parser.add_argument("--seconds", type=float, help="about how long each row takes (default: 1.5; quick: 0.3)")
+    parser.add_argument("--retries", type=int, default=0, help="more tries at rows that other processes disturbed")
     parser.add_argument("--kernels", action="store_true", help="only the kernel level")
     parser.add_argument("--isa", nargs="+", metavar="ISA", help="kernel level on these instruction sets, or 'all'")
     parser.add_argument("--no-kernels", action="store_true", help="leave out the kernel level")
@@ -64,7 +65,7 @@ def processor() -> str:
 
 def measure(args: argparse.Namespace) -> Result:
     """Everything that the command line asks for."""
-    seconds = args.seconds or (0.4 if args.quick else 1.5)
+    seconds = args.seconds or (0.3 if args.quick else 1.5)
     shapes = [shape for shape in (QUICK if args.quick else FULL) if args.only in str(shape)]
     rows: Rows = [] if args.kernels else [(shape, mode) for shape in shapes for mode in args.modes]
     sizes = () if args.no_kernels else kernels.QUICK if args.quick else kernels.FULL
@@ -73,7 +74,7 @@ def measure(args: argparse.Namespace) -> Result:
     parts = []
     for threads in args.threads:
         own = sizes if info["isa"] in isas else ()
-        parts.append(worker.start(worker.Request(threads, rows, args.peers, seconds, own)))
+        parts.append(worker.start(worker.Request(threads, rows, args.peers, seconds, own, args.retries)))
         for isa in isas if sizes else ():
             if isa != info["isa"]:
                 request = worker.Request(threads, [], [], seconds, sizes)

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# A measurement during which other processes took more of a core than this is called disturbed.
+DISTURBED = 0.1
+
 
 def _siblings(cpu: int) -> str:
     """What the CPUs of one physical core have in common."""

@@ -9,6 +9,7 @@ not in it, which is why small shapes stay far from it.
 from __future__ import annotations
 
 import ctypes
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,15 +107,17 @@ def _gemm_rate(seconds: float) -> float:
     return best
 
 
-def _buffers() -> list[tuple[str, float, int]]:
-    """Name, capacity, and bytes of a buffer that is read from there, of each level."""
+def _buffers(memory: bool) -> list[tuple[str, float, int]]:
+    """Name, capacity, and bytes of a buffer that is read from there, of each level; the last one has room for all."""
     info = rnn_ext.build_info()
     l1, l2, l3 = info["l1_bytes"], info["l2_bytes"], info["l3_bytes"]
     levels = [("L1", float(l1), l1 * 2 // 3), ("L2", float(l2), l2 // 2)]
     # Not much larger than L2: a buffer per core, and on a virtual machine the L3 has other users.
     if l3 > 4 * l2:
         levels.append(("L3", float(l3), 4 * l2))
-    return [*levels, ("memory", float("inf"), min(max(4 * l3, 64 << 20), _MEMORY_BYTES))]
+    if memory:
+        return [*levels, ("memory", math.inf, min(max(4 * l3, 64 << 20), _MEMORY_BYTES))]
+    return [*levels[:-1], (levels[-1][0], math.inf, levels[-1][2])]
 
 
 def measure(threads: int, seconds: float = 2.0) -> Limits:
@@ -127,7 +130,8 @@ def measure(threads: int, seconds: float = 2.0) -> Limits:
     read_rate = library.read_rate
     read_rate.restype = ctypes.c_double
     read_rate.argtypes = (ctypes.c_int64, ctypes.c_int, ctypes.c_double)
-    buffers = _buffers()
+    # Touching so much memory takes a second by itself.
+    buffers = _buffers(memory=seconds >= 1)
     levels = []
     for name, size, buffer in buffers:
         # Memory takes longer to touch than to read; once is enough for a level that no W reaches.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import rnn_ext
+from benchmarks import native
 from benchmarks.grid import Shape
 
 SHAPE = Shape(1000, 32, 256, 256)
@@ -36,7 +37,8 @@ def peak_memory() -> dict[str, float]:
     result = {}
     for name in _MODULES:
         command = [sys.executable, "-m", "benchmarks.memory", name]
-        result[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=native.ROOT)
+        result[name] = json.loads(done.stdout)
     return result
 
 

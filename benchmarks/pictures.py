@@ -121,21 +121,13 @@ def roofline(result: Result, threads: int, path: Path) -> bool:
     # A multiply-add for each of B rows, for each four bytes of W that a step reads.
     x = np.geomspace(0.35, 128, 200)
     axes.axhline(limits.flops / 1e9, color=_INK, lw=2)
-    axes.text(128, limits.flops / 1e9 * 1.04, f"GEMM {limits.flops / 1e9:.0f} GFLOP/s", ha="right", va="bottom")
+    axes.text(130, limits.flops / 1e9 * 1.04, f"GEMM {limits.flops / 1e9:.0f} GFLOP/s", ha="right", va="bottom")
     colors = plt.colormaps["viridis"](np.linspace(0.0, 0.85, len(limits.levels)))
     for level, color in zip(limits.levels, colors, strict=True):
         total = level.bandwidth * threads
         axes.plot(x, np.minimum(x * total, limits.flops) / 1e9, color=color, lw=1.5, ls="--")
-        axes.text(
-            *(0.36, 0.36 * total / 1e9 * 1.08),
-            f"{level.name} {total / 1e9:.0f} GB/s",
-            color=color,
-            fontsize=9,
-            # Along the line: y grows as x does.
-            rotation=45,
-            rotation_mode="anchor",
-            transform_rotates_text=True,
-        )
+        name = f"{level.name} {total / 1e9:.0f} GB/s "
+        axes.text(x[0], x[0] * total / 1e9, name, color=color, fontsize=9, ha="right", va="center")
         inside = [r for r in rows if _level(limits, r["hidden"]) == level.name]
         if inside:
             axes.scatter(
@@ -149,6 +141,7 @@ def roofline(result: Result, threads: int, path: Path) -> bool:
             )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=10)
+    axes.set_xlim(0.1, 140)
     axes.set_xlabel("flops per byte of W read in a step (B / 2)")
     axes.set_ylabel("GFLOP/s")
     axes.legend(loc="lower right")
@@ -211,7 +204,7 @@ def draw(result: Result, folder: Path) -> list[Path]:
     drawn = []
     with plt.rc_context():
         _style()
-        for threads in sorted(int(n) for n in result["limits"]):
+        for threads in sorted(int(n) for n in result["others"]):
             for name, picture in (("time_per_step", sweeps), ("roofline", roofline), ("ratios", ratios)):
                 path = folder / f"{name}_{threads}.png"
                 if picture(result, threads, path):

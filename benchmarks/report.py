@@ -9,14 +9,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks import memory
+from benchmarks import cores, memory
 from benchmarks.limits import Limits
 from benchmarks.peers import MODULES, OURS
 
 Result = dict[str, Any]
-
-# A row during which other processes took more of a core than this is marked.
-DISTURBED = 0.1
 
 
 def _number(microseconds: float) -> str:
@@ -44,7 +41,7 @@ def table(result: Result) -> str:
     names = peer_names(result)
     body = []
     for row in result["rows"]:
-        cells = [row["label"] + (" *" if row["others"] > DISTURBED else ""), row["mode"], row["threads"]]
+        cells = [row["label"] + (" *" if row["others"] > cores.DISTURBED else ""), row["mode"], row["threads"]]
         cells += [_cell(row, name) for name in names]
         if "ratio" in row:
             cells += [f"{row['ratio']:.2f} ±{row['ratio_spread']:.0%}", row["best_peer"]]
@@ -113,15 +110,17 @@ def _machine(result: Result) -> Iterator[str]:
     for limits in result["limits"].values():
         yield str(Limits.from_json(limits))
     for threads, others in result["others"].items():
-        if others > DISTURBED:
-            yield f"{threads} thread(s): other processes kept {others:.1f} of these cores busy; rows marked * suffered"
-    for threads in result["limits"]:
+        if others > cores.DISTURBED:
+            yield f"{threads} thread(s): other processes kept {others:.1f} of these cores busy"
+    if any(row["others"] > cores.DISTURBED for row in result["rows"]):
+        yield f"* other processes took more than {cores.DISTURBED} of a core during the row: believe it less"
+    for threads in result["others"]:
         busiest = {
             name: max((row["peers"][name]["cores"] for row in result["rows"] if _has(row, name, threads)), default=0)
             for name in peer_names(result)
         }
         if busiest:
-            shown = ", ".join(f"{name} {cores:.2f}" for name, cores in busiest.items())
+            shown = ", ".join(f"{name} {busy:.2f}" for name, busy in busiest.items())
             yield f"{threads} thread(s): cores busy at most (CPU time over wall time): {shown}"
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import os
 import statistics
 import sys
 import time
@@ -43,16 +44,19 @@ CLIP_NORM = 1.0
 BLOCK = 10
 
 # How far the trainings may be apart. The kernels add the same numbers in another order than PyTorch's, so that from
-# equal weights the losses differ by float32 rounding, 1e-7. Training then multiplies any difference: measured with the
-# default sizes and several seeds, 5e-7 after 20 steps and up to 3e-4 after 500; with three layers, which train less
-# smoothly, 5e-7 after 5 steps and up to 0.05 in single steps of the last hundred, where two trainings of nn.RNN itself,
-# started one rounding apart, are just as far from each other. Averaged over 25 steps it was never above 0.02.
-# A wrong gradient, in contrast, shows at once: Adam's first step already moves every weight by the learning rate, in
-# the direction of the gradient's sign.
-EARLY_STEPS, EARLY_TOLERANCE = 5, 1e-4
-SMOOTHING, SMOOTHED_TOLERANCE = 25, 0.1
-# For the weights after training: the relative error of all gradients of one step, judged by float64. Rounding gives
-# 1e-6 to 1e-5 for either implementation; where long memory amplifies it, nn.RNN's own error is the measure.
+# equal weights the losses differ by float32 rounding, 1e-7. Training then multiplies any difference, whatever it came
+# from. Measured with the default sizes and six seeds: 5e-7 after 20 steps, at most 1e-3 after 500, and 1e-4 averaged
+# over 25 steps. Deep and wide models train less smoothly: with 4 layers of 256, 2e-5 after 5 steps, 0.1 after 200 and
+# 0.04 averaged; with 5 layers of 384 the curves part altogether, and so do those of nn.RNN and nn.RNN, started one
+# rounding apart. Therefore:
+# 1. The first steps must agree closely. A wrong gradient shows there, as Adam's first step moves every weight by the
+#    learning rate in the direction of the gradient's sign, and the loss by some tenths.
+EARLY_STEPS, EARLY_TOLERANCE = 3, 1e-3
+# 2. The averaged curves must agree; where they do not, a control is trained: nn.RNN, started one rounding apart. Its
+#    distance to nn.RNN is one draw of something random, hence the factor.
+SMOOTHING, SMOOTHED_TOLERANCE, CONTROL_RATIO = 25, 0.1, 5.0
+# 3. For the weights after training, the gradients of one step are judged by float64: relative error of all of them.
+#    Rounding gives 1e-6 for both; where a long memory amplifies it, nn.RNN's own error is the measure.
 GRADIENT_TOLERANCE, GRADIENT_RATIO = 1e-4, 10.0
 
 TEMPERATURE = 0.7
@@ -145,14 +149,13 @@ def train_in_turns(trainings: Sequence[Training], text: Text, steps: int) -> Non
         # The first call of anything pays for memory and threads.
         training.gradients(text, 0)
         training.state = None
-    # Nothing but the bar goes to the terminal meanwhile.
-    with tqdm(total=steps, unit="step", desc="training both", leave=False) as bar:
+    with tqdm(total=steps, unit="step", desc=" and ".join(t.name for t in trainings)) as bar:
         for first in range(0, steps, BLOCK):
             block = range(first, min(first + BLOCK, steps))
             order = trainings if first // BLOCK % 2 == 0 else trainings[::-1]
             for training in order:
                 training.train(text, block)
-            bar.set_postfix({t.name: f"{t.losses[-1]:.3f}" for t in trainings})
+            bar.set_postfix(loss=" ".join(f"{t.losses[-1]:.3f}" for t in trainings))
             bar.update(len(block))
 
 
@@ -163,15 +166,27 @@ def smoothed(losses: Iterable[float]) -> np.ndarray:
     return np.convolve(values, np.full(window, 1 / window), "valid")
 
 
-def disagreement(theirs: Sequence[float], ours: Sequence[float]) -> str | None:
-    """A sentence that says how two loss curves differ by more than rounding explains, or None."""
+def smoothed_difference(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    return float(np.abs(smoothed(ours) - smoothed(theirs)).max())
+
+
+def disagreement(theirs: Sequence[float], ours: Sequence[float], control: Callable[[], Sequence[float]]) -> str | None:
+    """A sentence that says how two loss curves differ by more than rounding explains, or None.
+
+    ``control()`` trains nn.RNN from weights one rounding apart and is the curve of that.
+    """
     early = np.abs(np.subtract(ours, theirs))[:EARLY_STEPS].max()
-    late = np.abs(smoothed(ours) - smoothed(theirs)).max()
-    # Written so that NaN fails.
+    late = smoothed_difference(theirs, ours)
+    # Comparisons are such that NaN fails.
     if not early <= EARLY_TOLERANCE:
         return f"within the first {EARLY_STEPS} steps the losses differ by {early:.1e}, allowed are {EARLY_TOLERANCE}"
     if not late <= SMOOTHED_TOLERANCE:
-        return f"the smoothed loss curves differ by {late:.1e}, allowed are {SMOOTHED_TOLERANCE}"
+        inherent = smoothed_difference(theirs, control())
+        if not late <= CONTROL_RATIO * inherent:
+            return (
+                f"the averaged loss curves differ by {late:.1e}, and those of two trainings of nn.RNN, started one "
+                f"rounding apart, by {inherent:.1e}"
+            )
     return None
 
 
@@ -235,7 +250,7 @@ def draw_difference(axes: Axes, steps: np.ndarray, theirs: Training, ours: Train
     difference = np.abs(np.subtract(ours.losses, theirs.losses))
     # A difference of exactly zero has no place on this axis; float32 could not show less than this.
     axes.semilogy(steps, np.maximum(difference, 1e-8), ".", ms=3, color="#334155", label="difference of the losses")
-    axes.axhline(SMOOTHED_TOLERANCE, color="#334155", lw=1, ls="--", label=f"allowed, smoothed over {SMOOTHING} steps")
+    axes.axhline(SMOOTHED_TOLERANCE, color="#334155", lw=1, ls="--", label=f"allowed for the mean of {SMOOTHING} steps")
     axes.set(xlabel="training step", ylabel="nats per character", xlim=(1, max(2, len(steps))), ylim=(5e-9, 20))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", ncols=2)
@@ -249,7 +264,8 @@ def draw_rates(axes: Axes, theirs: Training, ours: Training, ratio: float) -> No
         axes.errorbar(place, training.rate, whiskers, color="#334155", capsize=6)
         axes.annotate(f"{training.rate:,.0f}", (place, training.rate / 2), ha="center", color="white", weight="bold")
     axes.set(
-        title=f"Training throughput: {ratio:.2f} times", ylabel="characters/s (median; whiskers: middle half of blocks)"
+        title=f"Training speed: {ratio:.2f} times",
+        ylabel="throughput (characters/s; median, whiskers: middle half of blocks)",
     )
     axes.set_xticks([0, 1], [theirs.name, ours.name])
     axes.set_ylim(0, 1.12 * max(middle_half(ours.rates)[1], middle_half(theirs.rates)[1]))
@@ -259,6 +275,7 @@ def draw_rates(axes: Axes, theirs: Training, ours: Training, ratio: float) -> No
 
 
 def middle_half(values: Sequence[float]) -> tuple[float, float]:
+    """The first and the third quartile."""
     low, high = np.quantile(values, [0.25, 0.75])
     return float(low), float(high)
 
@@ -270,6 +287,8 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
+    """Without the usage in front of an error, so that this is one sentence too."""
+
     def error(self, message: str) -> NoReturn:
         fail(message)
 
@@ -330,13 +349,13 @@ def read_text(path: Path | None) -> str:
     return text
 
 
-def make_streams(raw: str, batch_size: int, seq_length: int, device: torch.device) -> Text:
+def make_streams(raw: str, source: str, batch_size: int, seq_length: int, device: torch.device) -> Text:
     """Cuts a text into streams, or ends the program."""
     needed = batch_size * (seq_length + 1)
     if len(raw) < needed:
         fail(
-            f"the text has {len(raw)} characters, but {batch_size} sequences of {seq_length} and a character to "
-            f"predict after each need {needed}; lower --batch-size or --seq-length"
+            f"{source} has {len(raw)} characters, too few for {batch_size} sequences of {seq_length} and a character "
+            f"after each to predict, together {needed}; lower --batch-size or --seq-length"
         )
     characters = "".join(sorted(set(raw)))
     number = {c: i for i, c in enumerate(characters)}
@@ -360,22 +379,38 @@ def main() -> None:
     args = parse_arguments()
     device = usable_device(args.device)
     raw = read_text(args.data)
-    text = make_streams(raw, args.batch_size, args.seq_length, device)
+    source = "Python's reference documentation" if args.data is None else str(args.data)
+    text = make_streams(raw, source, args.batch_size, args.seq_length, device)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        fail(f"--out {args.out} cannot be made: {e.strerror}")
-    if args.threads:
+        fail(f"--out {args.out} cannot be made a directory: {e.strerror}")
+    if not os.access(args.out, os.W_OK):
+        fail(f"--out {args.out} cannot be written to")
+    if args.threads is not None:
+        if args.threads > (os.cpu_count() or 1):
+            fail(f"--threads {args.threads} is more than the {os.cpu_count()} cores of this machine")
         torch.set_num_threads(args.threads)
 
-    trainings = []
-    for name, rnn_class in (("torch.nn.RNN", nn.RNN), ("rnn_ext.RNN", rnn_ext.RNN)):
+    def build(name: str, rnn_class: Callable[..., nn.Module]) -> Training:
         torch.manual_seed(args.seed)
-        model = CharModel(rnn_class, len(text.characters), args.hidden_size, args.layers)
-        trainings.append(Training(name, model.to(device)))
-    theirs, ours = trainings
+        try:
+            model = CharModel(rnn_class, len(text.characters), args.hidden_size, args.layers).to(device)
+        # PyTorch's way to say that there is no memory.
+        except RuntimeError:
+            fail(f"a model of --layers {args.layers} and --hidden-size {args.hidden_size} does not fit into memory")
+        return Training(name, model)
 
-    source = "Python's reference documentation" if args.data is None else args.data.name
+    def control() -> list[float]:
+        training = build("nn.RNN, one rounding apart", nn.RNN)
+        with torch.no_grad():
+            for p in training.model.parameters():
+                p.copy_(torch.nextafter(p, torch.full_like(p, torch.inf)))
+        train_in_turns([training], text, args.steps)
+        return training.losses
+
+    theirs, ours = build("torch.nn.RNN", nn.RNN), build("rnn_ext.RNN", rnn_ext.RNN)
+
     where = f"{torch.get_num_threads()} CPU threads, {rnn_ext.build_info()['isa']}" if device.type == "cpu" else device
     print(f"text      {source}: {len(raw):,} characters, {len(text.characters)} different ones")
     print(
@@ -384,7 +419,7 @@ def main() -> None:
     )
     print(f"training  {args.steps} steps of {args.batch_size} x {args.seq_length} characters; {where}", flush=True)
 
-    train_in_turns(trainings, text, args.steps)
+    train_in_turns([theirs, ours], text, args.steps)
     # Of blocks that were neighbours in time, so that a machine that slows down for a while does not shift it.
     ratios = [b / a for a, b in zip(theirs.rates, ours.rates, strict=True)]
     ratio = statistics.median(ratios)
@@ -392,11 +427,14 @@ def main() -> None:
     difference = np.abs(np.subtract(ours.losses, theirs.losses))
 
     print(f"\n{'':14}loss (nats/character)   characters/s (median)")
-    for training in trainings:
+    for training in (theirs, ours):
         print(f"{training.name:14}{training.final_loss:21.4f}{training.rate:24,.0f}")
     low, high = middle_half(ratios)
     print(f"\nspeed ratio: {ratio:.2f} (median of {len(ratios)} pairs of blocks; half of them {low:.2f} to {high:.2f})")
-    print(f"loss curves: at most {difference.max():.1e} apart")
+    print(
+        f"loss curves: at most {difference.max():.1e} apart, "
+        f"averaged over {SMOOTHING} steps {smoothed_difference(theirs.losses, ours.losses):.1e}"
+    )
     print(f"gradients after training, error against float64: nn.RNN {errors[0]:.1e}, rnn_ext {errors[1]:.1e}")
 
     written = sample(ours.model, text, raw[:PROMPT_LENGTH], SAMPLE_LENGTH, args.seed)
@@ -411,7 +449,7 @@ def main() -> None:
         fail(f"{picture} cannot be written: {e.strerror}")
     print(f"\npicture: {picture}")
 
-    reason = disagreement(theirs.losses, ours.losses)
+    reason = disagreement(theirs.losses, ours.losses, control)
     if reason is None and not errors[1] <= max(GRADIENT_TOLERANCE, GRADIENT_RATIO * errors[0]):
         reason = f"the error of rnn_ext's gradients is {errors[1]:.1e}, that of nn.RNN's {errors[0]:.1e}"
     if reason is not None:

@@ -51,7 +51,7 @@ def explain(
         A few lines of text.
 
     Raises:
-        ValueError: a size that is negative, or a dtype without a kernel.
+        ValueError: a size that is negative, no thread, or a dtype without a kernel.
     """
     for name, value in (("time", time), ("batch", batch), ("hidden_size", hidden_size), ("groups", groups)):
         if value < 0:
@@ -60,6 +60,8 @@ def explain(
     if str(dtype).removeprefix("torch.") not in names:
         raise ValueError(f"dtype must be one with a CPU kernel ({', '.join(names)}), got {dtype}")
     threads = torch.get_num_threads() if threads is None else threads
+    if threads < 1:
+        raise ValueError(f"threads must be positive, got {threads}")
     plan = _C.cpu_plan(time, batch, groups, hidden_size, dtype.itemsize, threads)
     workers = plan["row_workers"] * plan["column_workers"]
     return (

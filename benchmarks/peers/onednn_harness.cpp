@@ -108,12 +108,9 @@ void make_layer(Layer& layer, Stack& stack, int64_t t, int64_t n, int64_t i, int
   layer.x_memory = memory(x, engine, nullptr);
   layer.h0.resize(d * n * h);
   const memory h0_memory(h0, engine, layer.h0.data());
-  layer.forward_arguments = {{DNNL_ARG_SRC_LAYER, layer.x_memory},
-                             {DNNL_ARG_SRC_ITER, h0_memory},
-                             {DNNL_ARG_WEIGHTS_LAYER, layer.w_ih.own},
-                             {DNNL_ARG_WEIGHTS_ITER, layer.w_hh.own},
-                             {DNNL_ARG_BIAS, layer.bias_memory},
-                             {DNNL_ARG_DST_LAYER, layer.y_memory}};
+  layer.forward_arguments = {{DNNL_ARG_SRC_LAYER, layer.x_memory},     {DNNL_ARG_SRC_ITER, h0_memory},
+                             {DNNL_ARG_WEIGHTS_LAYER, layer.w_ih.own}, {DNNL_ARG_WEIGHTS_ITER, layer.w_hh.own},
+                             {DNNL_ARG_BIAS, layer.bias_memory},       {DNNL_ARG_DST_LAYER, layer.y_memory}};
   if (!stack.training) return;
 
   const dnnl::vanilla_rnn_backward::primitive_desc backward(engine, prop_kind::backward, algorithm::eltwise_tanh,

@@ -1,0 +1,55 @@
+"""What the package says of itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import rnn_ext
+
+
+def test_build_info() -> None:
+    info = rnn_ext.build_info()
+    assert info["isa"] in info["cpu_isas_runnable"]
+    assert set(info["cpu_isas_runnable"]) <= set(info["cpu_isas_compiled"])
+    assert info["cpu_dtypes"] == ["float32", "float64"]
+    assert info["threads"] == torch.get_num_threads()
+    assert min(info["l1_bytes"], info["l2_bytes"], info["l3_bytes"]) > 0
+
+
+def test_build_info_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNN_EXT_CPU_ISA", "baseline")
+    assert rnn_ext.build_info()["isa"] == "baseline"
+    monkeypatch.setenv("RNN_EXT_CPU_ISA", "mmx")
+    with pytest.raises(ValueError, match="RNN_EXT_CPU_ISA is 'mmx'; this machine runs: baseline"):
+        rnn_ext.build_info()
+
+
+def test_explain() -> None:
+    text = rnn_ext.explain(100, 32, 256, threads=2)
+    assert "2 of 2: 2 over rows x 1 over columns" in text
+    assert "because   32 rows split over 2 threads" in text
+    assert "1 of 2" in rnn_ext.explain(100, 1, 64, threads=2)
+    assert "float64" in rnn_ext.explain(100, 1, 64, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"batch": -1}, "batch must not be negative, got -1"),
+        ({"dtype": torch.int32}, "dtype must be one with a CPU kernel .float32, float64., got torch.int32"),
+        ({"threads": 0}, "threads must be positive, got 0"),
+    ],
+)
+def test_explain_bad_arguments(kwargs: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        rnn_ext.explain(**{"time": 10, "batch": 1, "hidden_size": 8, **kwargs})
+
+
+def test_command_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "rnn_ext"], check=True, capture_output=True, text=True)
+    assert "cpu_isas_runnable" in done.stdout
+    assert "because" in done.stdout
