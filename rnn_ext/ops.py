@@ -178,6 +178,7 @@ def _(v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose
 def _states_shape(
     rows: Tensor, seed: Tensor | None, w: Tensor, batch_sizes: Tensor | None, direction: Sequence[int]
 ) -> tuple[Any, ...]:
+    batch: Any  # an int, or the compiler's symbol for one
     if batch_sizes is None:
         batch = rows.shape[1]
     elif seed is not None:
