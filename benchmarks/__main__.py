@@ -99,7 +99,7 @@ def again(args: argparse.Namespace, found: list[compare.Change], old: Result) ->
         rows = [(shapes[label], mode) for label, mode, n in (change.key for change in found) if n == threads]
         if rows:
             seconds = 2 * (args.seconds or 1.5)
-            parts.append(worker.start(worker.Request(threads, rows, args.peers, seconds)))
+            parts.append(worker.start(worker.Request(threads, rows, args.peers, seconds, retries=args.retries)))
     return compare.regressions(old, merge(parts))
 
 

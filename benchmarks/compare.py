@@ -2,7 +2,8 @@
 
 A row's slowdown is how much longer ours takes than in the old result, over how much longer the peers take: a machine
 that is slower today slows all. It is a regression if it exceeds a margin that is made of what was measured: the
-spreads of ours in both results, and how little the peers agree on the machine's part.
+spreads of ours in both results, and how little the peers agree on the machine's part. Rows that other processes
+disturbed are not judged: threads that wait for one another suffer more from a busy core than any margin allows for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import cores
 from benchmarks.peers import OURS
 
 Result = dict[str, Any]
@@ -35,10 +37,11 @@ class Change:
     key: Key
     slowdown: float  # 1.1: takes 10 % longer than the peers' times make one expect
     noise: float
+    disturbed: bool = False  # by other processes, in one of the two: no judgement
 
     @property
     def regression(self) -> bool:
-        return self.slowdown > 1.0 + FLOOR + WIDTH * self.noise
+        return not self.disturbed and self.slowdown > 1.0 + FLOOR + WIDTH * self.noise
 
     def __str__(self) -> str:
         label, mode, threads = self.key
@@ -62,7 +65,8 @@ def _change(old: dict[str, Any], new: dict[str, Any]) -> Change:
         machine = statistics.median(map(grown, peers))
         disagreement = statistics.median(abs(grown(name) / machine - 1) for name in peers)
         doubt = max(disagreement, statistics.median(map(spread, peers)) / math.sqrt(len(peers)))
-    return Change(key(new), grown(OURS) / machine, math.hypot(spread(OURS), doubt))
+    disturbed = max(old["others"], new["others"]) > cores.DISTURBED
+    return Change(key(new), grown(OURS) / machine, math.hypot(spread(OURS), doubt), disturbed)
 
 
 def changes(old: Result, new: Result) -> list[Change]:
@@ -94,8 +98,12 @@ def verdict(old: Result, new: Result) -> str:
     lines = differences(old, new)
     if not every:
         return "\n".join([*lines, "the two results have no row in common"])
-    mean = math.exp(statistics.fmean(math.log(change.slowdown) for change in every))
-    lines.append(f"{len(every)} rows compared, {mean - 1:+.1%} in the geometric mean, {len(found)} regression(s)")
+    judged = [change for change in every if not change.disturbed]
+    if len(judged) < len(every):
+        lines.append(f"{len(every) - len(judged)} rows not judged: other processes disturbed them; try --retries")
+    if judged:
+        mean = math.exp(statistics.fmean(math.log(change.slowdown) for change in judged))
+        lines.append(f"{len(judged)} rows compared, {mean - 1:+.1%} in the geometric mean, {len(found)} regression(s)")
     return "\n".join([*lines, *(f"  {change}" for change in found)])
 
 

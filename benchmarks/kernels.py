@@ -67,6 +67,7 @@ def measure(sizes: Iterable[tuple[int, int]], threads: int, seconds: float) -> l
                     "hidden": hidden,
                     "seconds": sample.median,
                     "spread": sample.spread,
+                    "cores": sample.cores,
                     "flops_per_second": 2.0 * time * batch * hidden**2 / sample.median,
                 }
             )

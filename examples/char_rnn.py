@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import math
 import os
 import statistics
 import sys
@@ -45,7 +46,7 @@ BLOCK = 10
 
 # How far the trainings may be apart. The kernels add the same numbers in another order than PyTorch's, so that from
 # equal weights the losses differ by float32 rounding, 1e-7. Training then multiplies any difference, whatever it came
-# from. Measured with the default sizes and six seeds: 5e-7 after 20 steps, at most 1e-3 after 500, and 1e-4 averaged
+# from. Measured with the default sizes, several seeds: 5e-7 after 20 steps, at most 5e-3 after 500, and 1e-3 averaged
 # over 25 steps. Deep and wide models train less smoothly: with 4 layers of 256, 2e-5 after 5 steps, 0.1 after 200 and
 # 0.04 averaged; with 5 layers of 384 the curves part altogether, and so do those of nn.RNN and nn.RNN, started one
 # rounding apart. Therefore:
@@ -58,6 +59,14 @@ SMOOTHING, SMOOTHED_TOLERANCE, CONTROL_RATIO = 25, 0.1, 5.0
 # 3. For the weights after training, the gradients of one step are judged by float64: relative error of all of them.
 #    Rounding gives 1e-6 for both; where a long memory amplifies it, nn.RNN's own error is the measure.
 GRADIENT_TOLERANCE, GRADIENT_RATIO = 1e-4, 10.0
+
+# Without --steps: 500, some fifteen seconds on two cores, but no new block begins after so many seconds. On cores that
+# other processes keep busy, nn.RNN's many short parallel regions may take minutes.
+STEPS, SECONDS = 500, 90.0
+
+# The third quartile of the speed ratio over the first. On an idle machine 1.05 to 1.1, beside another busy process per
+# core 1.3 to 5; from this on the ratio deserves a note.
+STEADY = 1.2
 
 TEMPERATURE = 0.7
 SAMPLE_LENGTH = 400
@@ -143,14 +152,17 @@ class Training:
         return statistics.fmean(self.losses[-SMOOTHING:])
 
 
-def train_in_turns(trainings: Sequence[Training], text: Text, steps: int) -> None:
-    """Trains all with the same chunks, in blocks; who is first alternates."""
+def train_in_turns(trainings: Sequence[Training], text: Text, steps: int, seconds: float) -> None:
+    """Trains all with the same chunks, in blocks; who is first alternates. Ends after ``seconds``."""
     for training in trainings:
         # The first call of anything pays for memory and threads.
         training.gradients(text, 0)
         training.state = None
     with tqdm(total=steps, unit="step", desc=" and ".join(t.name for t in trainings)) as bar:
+        end = time.perf_counter() + seconds
         for first in range(0, steps, BLOCK):
+            if first > 0 and time.perf_counter() > end:
+                break
             block = range(first, min(first + BLOCK, steps))
             order = trainings if first // BLOCK % 2 == 0 else trainings[::-1]
             for training in order:
@@ -264,7 +276,7 @@ def draw_rates(axes: Axes, theirs: Training, ours: Training, ratio: float) -> No
         axes.errorbar(place, training.rate, whiskers, color="#334155", capsize=6)
         axes.annotate(f"{training.rate:,.0f}", (place, training.rate / 2), ha="center", color="white", weight="bold")
     axes.set(
-        title=f"Training speed: {ratio:.2f} times",
+        title=f"rnn_ext trains {ratio:.2f} times as fast",
         ylabel="throughput (characters/s; median, whiskers: middle half of blocks)",
     )
     axes.set_xticks([0, 1], [theirs.name, ours.name])
@@ -309,20 +321,25 @@ def seed_number(text: str) -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(
-        description="Trains a character-level language model with torch.nn.RNN and with rnn_ext.RNN.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = Parser(description="Trains a character-level language model with torch.nn.RNN and with rnn_ext.RNN.")
+    parser.add_argument("--hidden-size", type=positive, default=128, help="units of a layer; default %(default)s")
+    parser.add_argument(
+        "--seq-length", type=positive, default=128, help="characters of a training sequence; default %(default)s"
     )
-    parser.add_argument("--hidden-size", type=positive, default=128, help="units of a layer")
-    parser.add_argument("--seq-length", type=positive, default=128, help="characters of a training sequence")
-    parser.add_argument("--batch-size", type=positive, default=16, help="sequences of a batch")
-    parser.add_argument("--steps", type=positive, default=500, help="training steps")
-    parser.add_argument("--layers", type=positive, default=2, help="recurrent layers")
-    parser.add_argument("--device", default="cpu", help="of PyTorch, as in torch.device")
+    parser.add_argument("--batch-size", type=positive, default=16, help="sequences of a batch; default %(default)s")
+    parser.add_argument(
+        "--steps", type=positive, help=f"training steps; without it {STEPS}, or as many as {SECONDS:.0f} s allow"
+    )
+    parser.add_argument("--layers", type=positive, default=2, help="recurrent layers; default %(default)s")
+    parser.add_argument("--device", default="cpu", help="of PyTorch, as in torch.device; default %(default)s")
     parser.add_argument("--threads", type=positive, help="PyTorch's threads; without it PyTorch's own choice")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of the weights and the sample")
+    parser.add_argument(
+        "--seed", type=seed_number, default=0, help="of the weights and the sample; default %(default)s"
+    )
     parser.add_argument("--data", type=Path, metavar="FILE", help="UTF-8 text; without it Python's documentation")
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("out"), help="where the picture goes")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("out"), help="where the picture goes; default %(default)s"
+    )
     return parser.parse_args()
 
 
@@ -406,7 +423,7 @@ def main() -> None:
         with torch.no_grad():
             for p in training.model.parameters():
                 p.copy_(torch.nextafter(p, torch.full_like(p, torch.inf)))
-        train_in_turns([training], text, args.steps)
+        train_in_turns([training], text, len(ours.losses), math.inf)
         return training.losses
 
     theirs, ours = build("torch.nn.RNN", nn.RNN), build("rnn_ext.RNN", rnn_ext.RNN)
@@ -417,9 +434,12 @@ def main() -> None:
         f"model     {args.layers} RNN layers of {args.hidden_size}, "
         f"{sum(p.numel() for p in ours.model.parameters()):,} parameters"
     )
-    print(f"training  {args.steps} steps of {args.batch_size} x {args.seq_length} characters; {where}", flush=True)
+    steps = args.steps or STEPS
+    print(f"training  {steps} steps of {args.batch_size} x {args.seq_length} characters; {where}", flush=True)
 
-    train_in_turns([theirs, ours], text, args.steps)
+    train_in_turns([theirs, ours], text, steps, math.inf if args.steps else SECONDS)
+    if len(ours.losses) < steps:
+        print(f"          ended after {len(ours.losses)} steps, as {SECONDS:.0f} s are over")
     # Of blocks that were neighbours in time, so that a machine that slows down for a while does not shift it.
     ratios = [b / a for a, b in zip(theirs.rates, ours.rates, strict=True)]
     ratio = statistics.median(ratios)
@@ -431,6 +451,11 @@ def main() -> None:
         print(f"{training.name:14}{training.final_loss:21.4f}{training.rate:24,.0f}")
     low, high = middle_half(ratios)
     print(f"\nspeed ratio: {ratio:.2f} (median of {len(ratios)} pairs of blocks; half of them {low:.2f} to {high:.2f})")
+    if high > STEADY * low:
+        print(
+            "note: the speeds vary as they do where other processes compete for the cores; that slows nn.RNN more, "
+            "so that on an idle machine the ratio is smaller"
+        )
     print(
         f"loss curves: at most {difference.max():.1e} apart, "
         f"averaged over {SMOOTHING} steps {smoothed_difference(theirs.losses, ours.losses):.1e}"

@@ -263,6 +263,12 @@ def test_regressions(new: dict[str, Any], found: bool) -> None:
     assert [change.key[0] for change in compare.regressions(OLD, result(new))] == ([new["label"]] if found else [])
 
 
+def test_disturbed_rows_are_not_judged() -> None:
+    new = {**row("a", 3.0, 2.0), "others": 0.5}
+    assert not compare.regressions(OLD, result(new))
+    assert "1 rows not judged" in compare.verdict(OLD, result(new, row("b", 1.0, 2.0)))
+
+
 def test_peers_that_disagree_about_the_machine_are_noise() -> None:
     new = row("a", 1.2, 2.0)
     new["peers"]["JAX"]["seconds"] *= 1.4

@@ -199,3 +199,13 @@ def test_disagreement_ends_the_program_with_1(
         char_rnn.main()
     assert end.value.code == 1
     assert "char_rnn.py: the two trainings do not agree: " in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_without_steps_time_is_limited(
+    char_rnn: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(char_rnn, "SECONDS", 0.0)
+    arguments = [a for a in SMALL if not a.startswith("--steps")]
+    monkeypatch.setattr(sys, "argv", ["char_rnn.py", *arguments, "--out", str(tmp_path)])
+    char_rnn.main()
+    assert "ended after 10 steps, as 0 s are over" in capfd.readouterr().out
