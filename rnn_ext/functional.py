@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rnn_ext import ops
 from rnn_ext.layer import layer
+from rnn_ext.layout import zero_where_ended
 
 __all__ = ["rnn", "rnn_cell"]
 
@@ -80,7 +81,8 @@ def rnn(
         hx = None if hx is None else _autocast(hx, dtype)
         weights = [[_autocast(w, dtype) for w in group] for group in weights]
     states = []
-    x = input
+    # What stands in the padding must not reach W_ih's gradient, and zero times NaN is NaN.
+    x = input if lengths is None else zero_where_ended(input, lengths)
     for k in range(layers):
         groups = weights[k * directions : (k + 1) * directions]
         h0 = hx

@@ -91,10 +91,9 @@ def _packed_ends(batch_sizes: Tensor) -> Tensor:
     return starts[lengths - 1] + sequences
 
 
-def zero_where_ended(sequence: Tensor, layout: Layout) -> Tensor:
-    """A padded ``(T, B, G*H)`` sequence with zeros, whatever was there, after each row's end."""
-    assert layout.lengths is not None
-    ended = torch.arange(sequence.shape[0]).unsqueeze(1) >= layout.lengths
+def zero_where_ended(sequence: Tensor, lengths: Tensor) -> Tensor:
+    """A padded ``(T, B, features)`` sequence with zeros, whatever was there, after each row's end."""
+    ended = torch.arange(sequence.shape[0]).unsqueeze(1) >= lengths
     return sequence.masked_fill(ended.unsqueeze(2).to(sequence.device), 0)
 
 
@@ -131,7 +130,7 @@ def previous(sequence: Tensor, first: Tensor | None, layout: Layout) -> Tensor:
             shifted.append(after + at_end.unsqueeze(2).to(part.device, part.dtype) * head)
     result = shifted[0] if len(shifted) == 1 else torch.cat(shifted, -1)
     if layout.lengths is not None:
-        result = zero_where_ended(result, layout)
+        result = zero_where_ended(result, layout.lengths)
     return result
 
 

@@ -308,7 +308,7 @@ class LinearRecurrence(torch.autograd.Function):
             factor_bar = d_bar if ctx.derivative == "given" else -2 * factor * d_bar
             if lengths is not None:
                 # v and ȳ may hold anything where a row has ended.
-                factor_bar = zero_where_ended(factor_bar, layout)
+                factor_bar = zero_where_ended(factor_bar, lengths)
         return a_bar if need_v else None, seed_bar, w_bar, factor_bar, None, None, None, None, None, None
 
     @staticmethod
@@ -335,7 +335,7 @@ class LinearRecurrence(torch.autograd.Function):
             a = _sum(v, y, seed, ctx.seed_kind, w, transpose, layout)
             e = a * (factor_dot if ctx.derivative == "given" else -2 * factor * factor_dot)
             if lengths is not None:
-                e = zero_where_ended(e, layout)
+                e = zero_where_ended(e, lengths)
             v_dot = _sum(v_dot, e, None, "state", w, transpose, layout)
         z, z_n = linear_recurrence(
             v_dot, seed_dot, w, factor, batch_sizes, lengths, ctx.derivative, ctx.seed_kind, transpose, ctx.direction

@@ -29,6 +29,20 @@ def test_lengths_equal_packing(bidirectional: bool) -> None:
     torch.testing.assert_close(*grads)
 
 
+def test_nan_in_the_padding_reaches_no_gradient() -> None:
+    module = nn.RNN(3, 5, 2, bidirectional=True)
+    x, lengths = torch.randn(5, 2, 3), torch.tensor([5, 3])
+    poisoned = x.clone()
+    poisoned[3:, 1] = torch.nan
+    grads = []
+    for values in (x, poisoned):
+        values.requires_grad_()
+        output, _ = functional.rnn(values, module.all_weights, lengths=lengths, bidirectional=True)
+        grads.append(torch.autograd.grad(output.pow(2).sum(), [values, *module.parameters()]))
+    for clean, other in zip(*grads, strict=True):
+        assert torch.equal(clean, other)
+
+
 def test_bad_arguments() -> None:
     weights = nn.RNN(3, 5).all_weights
     with pytest.raises(ValueError, match="Unknown nonlinearity 'sin'"):

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <thread>
 
@@ -42,7 +43,7 @@ inline void cpu_relax() {
 // is why two state buffers suffice (recurrence.inl).
 //
 // Where other processes keep the cores busy, a member loses its core for a time slice, thousands of steps long, and a
-// barrier a step would cost a slice a step. So whoever has waited for longer than it spins proposes to go on alone;
+// barrier a step would cost a slice a step. So whoever has waited for that long proposes to go on alone;
 // at the next barrier all see that, and the others retire. The bits of the result do not depend on who computes.
 class StepBarrier {
  public:
@@ -51,19 +52,21 @@ class StepBarrier {
   // True if a member came so late that it has probably lost its core.
   bool arrive_and_wait(int member) {
     const int64_t mine = ++epoch_;
-    bool late = false;
     arrivals_[member].count.store(mine, std::memory_order_release);
+    bool yielded = false;
+    std::chrono::steady_clock::time_point since;
     for (int other = 0; other < size_; ++other) {
       for (int spins = 0; arrivals_[other].count.load(std::memory_order_acquire) < mine; ++spins) {
         if (spins < kSpins) {
           cpu_relax();
         } else {
-          late = true;
+          if (!yielded) since = std::chrono::steady_clock::now();
+          yielded = true;
           std::this_thread::yield();
         }
       }
     }
-    return late;
+    return yielded && std::chrono::steady_clock::now() - since > kLate;
   }
 
   void propose_takeover(int member) {
@@ -79,8 +82,12 @@ class StepBarrier {
   }
 
  private:
-  // A pause is 40 to 140 cycles: about 10 us of spinning, longer than a step of any shape that is split.
+  // A pause is 40 to 140 cycles: about 10 us of spinning, which covers most steps' imbalance; then whoever needs the
+  // core may have it.
   static constexpr int kSpins = 256;
+  // Members of one step differ by tens of microseconds where W streams from a shared cache (H = 1024: a step is 30
+  // to 100 us); a core that is lost is gone for a time slice, a millisecond at the least.
+  static constexpr std::chrono::microseconds kLate{300};
   Arrivals* arrivals_;
   int size_;
   int64_t epoch_ = 0;
