@@ -198,6 +198,12 @@ def _sum(
     return a if v is None else a + v
 
 
+def _without_padding(sequence: Tensor | None, lengths: Tensor | None) -> Any:
+    """What stands after a row's end may be anything, NaN too; a formula that multiplies it, or whose derivative does,
+    takes zeros there instead."""
+    return sequence if sequence is None or lengths is None else zero_where_ended(sequence, lengths)
+
+
 def recurrence_backward(
     g: Tensor | None,
     g_n: Tensor | None,
@@ -303,12 +309,10 @@ class LinearRecurrence(torch.autograd.Function):
             w_bar = _transposed_blocks(m_bar) if transpose else m_bar
         if need_factor and ctx.derivative != "relu":
             # d̄_t = (ȳ_t + Mᵀ ā_{t+1}) * a_t, both factors GEMMs; no division by a d that may be zero.
+            y_bar, v, factor = (_without_padding(t, lengths) for t in (y_bar, v, factor))
             q = _sum(y_bar, a_bar, y_n_bar, "product", w, not transpose, back)
             d_bar = q * _sum(v, y, seed, ctx.seed_kind, w, transpose, layout)
             factor_bar = d_bar if ctx.derivative == "given" else -2 * factor * d_bar
-            if lengths is not None:
-                # v and ȳ may hold anything where a row has ended.
-                factor_bar = zero_where_ended(factor_bar, lengths)
         return a_bar if need_v else None, seed_bar, w_bar, factor_bar, None, None, None, None, None, None
 
     @staticmethod
@@ -332,10 +336,9 @@ class LinearRecurrence(torch.autograd.Function):
             v_dot = _sum(v_dot, y, state, "state", w_dot, transpose, layout)
         e = None
         if factor_dot is not None and ctx.derivative != "relu":
-            a = _sum(v, y, seed, ctx.seed_kind, w, transpose, layout)
-            e = a * (factor_dot if ctx.derivative == "given" else -2 * factor * factor_dot)
-            if lengths is not None:
-                e = zero_where_ended(e, lengths)
+            f, f_dot = (_without_padding(t, lengths) for t in (factor, factor_dot))
+            a = _sum(_without_padding(v, lengths), y, seed, ctx.seed_kind, w, transpose, layout)
+            e = a * (f_dot if ctx.derivative == "given" else -2 * f * f_dot)
             v_dot = _sum(v_dot, e, None, "state", w, transpose, layout)
         z, z_n = linear_recurrence(
             v_dot, seed_dot, w, factor, batch_sizes, lengths, ctx.derivative, ctx.seed_kind, transpose, ctx.direction

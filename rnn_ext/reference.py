@@ -16,7 +16,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu"
 # d as a function of the factor, for linear_recurrence.
 DERIVATIVES: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": lambda h: 1 - h * h,
-    "relu": lambda h: (h > 0).to(h.dtype),
+    # Of a NaN it is 1, as torch.relu has it: what went wrong must show.
+    "relu": lambda h: (~(h <= 0)).to(h.dtype),
     "given": lambda d: d,
 }
 

@@ -84,6 +84,8 @@ def make(
     rows: tuple[int, ...] = (time, batch, columns)
     if layout != "dense":
         ragged = torch.randint(1, time + 1, (batch,), generator=g)
+        if batch > 1 and time > 1 and ragged.min() == ragged.max():
+            ragged[-1] = 1 + ragged[-1] % time
         if layout == "packed":
             ragged = ragged.sort(descending=True).values
             ragged[0] = time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from helpers import assert_as_accurate
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import Problem, make, problems
+from torch.utils.data import DataLoader, Dataset
 
 import rnn_ext
 from rnn_ext import _C, ops, reference
@@ -38,16 +40,57 @@ def test_values(isa: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -
     run()
 
 
-@pytest.mark.parametrize("stride", ["last dimension", "expanded", "batch first"])
-def test_input_strides(stride: str) -> None:
-    u = torch.randn(5, 4, 66)
-    u = {"last dimension": u[..., ::2], "expanded": u[:1, :, :33].expand(5, 4, 33), "batch first": u.transpose(0, 1)}[
-        stride
-    ][..., :33]
-    w = torch.randn(33, 33) / 6
-    for weight in (w, w.t(), torch.randn(66, 66)[::2, ::2] / 6):
-        problem = make(u.shape[0], u.shape[1], 33, (1,), "dense", seed_kind="state").with_args(u=u, w=weight)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("seed_kind", [None, "state", "product"])
+def test_nothing_to_compute(layout: str, linear: bool, seed_kind: str | None) -> None:
+    # Without a step the last state is the first one; without a row, a result is empty and has its shape.
+    if seed_kind == "product" and not linear:
+        seed_kind = None
+    shapes = {"dense": [(0, 3), (4, 0), (0, 0), (1, 1)], "lengths": [(4, 0), (1, 1)], "packed": [(1, 1)]}[layout]
+    for time, batch in shapes:
+        problem = make(time, batch, 17, (1, -1), layout, linear=linear, seed_kind=seed_kind)
         check(problem, torch.float32)
+        if time == 0:
+            states = problem.args["seed" if linear else "h0"] if seed_kind == "state" else torch.zeros(2, batch, 17)
+            assert torch.equal(problem.run(ops)[1], states.double())
+
+
+STRIDES = {
+    "last dimension": lambda x: torch.stack([x, -x], -1).flatten(-2)[..., ::2],
+    "batch first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "expanded over time": lambda x: x[:1].expand_as(x),
+    "expanded over rows": lambda x: x[:, :1].expand_as(x),
+    "expanded over columns": lambda x: x[..., :1].expand_as(x),
+    "sliced": lambda x: torch.nn.functional.pad(x, (1, 2))[..., 1:-2],
+}
+WEIGHTS = {
+    "transposed": lambda w: w.t().contiguous().t(),
+    "sliced": lambda w: torch.nn.functional.pad(w, (1, 2))[:, 1:-2],
+    "every other": lambda w: torch.stack([w, -w], -1).flatten(-2)[:, ::2],
+    "expanded": lambda w: w[:, :1].expand_as(w),
+}
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("stride", STRIDES)
+def test_sequence_and_state_strides(stride: str, linear: bool) -> None:
+    problem = make(5, 4, 33, (1, -1), "dense", linear=linear, seed_kind="state")
+    view = STRIDES[stride]
+    changes = {n: view(problem.args[n]) for n in problem.tensors if n != "w"}
+    assert any(not v.is_contiguous() for v in changes.values())
+    check(problem.with_args(**changes), torch.float32)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("stride", WEIGHTS)
+def test_weight_strides(stride: str, transpose: bool) -> None:
+    for hidden in (1, 16, 33):
+        problem = make(5, 4, hidden, (1, -1), "dense", linear=True, seed_kind="state", transpose=transpose)
+        check(problem.with_args(w=WEIGHTS[stride](problem.args["w"])), torch.float32)
+    # Each group's own W transposed, as autograd of a tied weight may pass it.
+    problem = make(5, 4, 33, (1,), "dense", seed_kind="state")
+    check(problem.with_args(w=problem.args["w"].t()), torch.float32)
 
 
 @pytest.mark.parametrize("direction", [(1,), (-1,), (1, -1)])
@@ -63,62 +106,107 @@ def test_padding_never_matters(direction: tuple[int, ...], linear: bool) -> None
     assert not output.masked_select(ended.expand_as(output)).any()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["u", "h0", "w"])
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_nan_and_infinity_pass_through(nonlinearity: str) -> None:
-    problem = make(4, 5, 19, (1,), "dense", nonlinearity=nonlinearity).cast(torch.float32)
-    u = problem.args["u"].clone()
-    u[0, 0, 0], u[0, 1, 1], u[0, 2, 2], u[0, 3, 3] = torch.nan, torch.inf, -torch.inf, -0.0
-    problem = problem.with_args(u=u)
-    for ours, theirs in zip(problem.run(ops), problem.run(reference), strict=True):
-        torch.testing.assert_close(ours, theirs, equal_nan=True)
+def test_nan_and_infinity_pass_through(nonlinearity: str, name: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNN_EXT_CPU_ISA", isa)
+    # One whole vector and a rest, so that both ways through the epilogue meet them.
+    problem = make(4, 5, 19, (1, -1), "dense", nonlinearity=nonlinearity, seed_kind="state").cast(torch.float32)
+    for special in (torch.nan, torch.inf, -torch.inf, -0.0):
+        for column in (0, 18):
+            value = problem.args[name].clone()
+            value[(0, column) if name == "w" else (0, 1, column)] = special
+            poisoned = problem.with_args(**{name: value})
+            for ours, theirs in zip(poisoned.run(ops), poisoned.run(reference), strict=True):
+                torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
-# What the planner splits: rows, columns, groups.
+# Enough work for two threads: rows are split, or whole groups, or, where there are too few rows, the columns of W.
 SPLIT = (
-    (200, 32, 256, (1,), "rows"),
-    (200, 31, 129, (1,), "rows"),
-    (100, 1, 1024, (1,), "columns"),
-    (100, 3, 700, (1,), "columns"),
-    (200, 1, 256, (1, -1), "rows"),
+    (200, 32, 256, (1,)),
+    (200, 31, 129, (1,)),
+    (200, 1, 256, (1, -1)),
+    (100, 1, 1024, (1,)),
+    (100, 3, 700, (1,)),
 )
 
 
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", SPLIT, ids=str)
-def test_bits_do_not_depend_on_threads(shape: tuple[int, int, int, tuple[int, ...], str], layout: str) -> None:
-    time, batch, hidden, direction, kind = shape
-    plan = _C.cpu_plan(time, batch, len(direction), hidden, 4, 2)
-    assert plan["row_workers" if kind == "rows" else "column_workers"] == 2, "the shape no longer shows this split"
-    for linear in (False, True):
-        problem = make(time, batch, hidden, direction, layout, linear=linear, seed_kind="state").cast(torch.float32)
-        results = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(problem.run(ops))
-        for one, two in zip(*results, strict=True):
-            assert torch.equal(one, two)
+def test_bits_do_not_depend_on_threads(layout: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNN_EXT_CPU_ISA", isa)
+    seen = set()
+    for time, batch, hidden, direction in SPLIT:
+        plan = _C.cpu_plan(time, batch, len(direction), hidden, 4, 2)
+        seen |= {kind for kind in ("row_workers", "column_workers") if plan[kind] == 2}
+        for linear in (False, True):
+            problem = make(time, batch, hidden, direction, layout, linear=linear, seed_kind="state")
+            results = []
+            # The last ones: threads change between calls, to more than this machine may have and back.
+            for threads in (1, 2, 3, 1):
+                torch.set_num_threads(threads)
+                results.append(problem.cast(torch.float32).run(ops))
+            for later in results[1:]:
+                for one, other in zip(results[0], later, strict=True):
+                    assert torch.equal(one, other), f"{problem} depends on the number of threads"
+    assert seen == {"row_workers", "column_workers"}, "the shapes no longer show both splits"
 
 
-@given(st.sampled_from([1, 2, 4, 6, 7, 13, 40]), st.sampled_from([16, 20, 64, 65, 130]), st.integers(0, 100))
-def test_bits_do_not_depend_on_the_batch(batch: int, hidden: int, seed: int) -> None:
-    problem = make(6, batch, hidden, (1,), "dense", seed_kind="state", random_seed=seed).cast(torch.float32)
-    whole, _ = problem.run(ops)
-    for row in (0, batch - 1):
-        alone = problem.with_args(
-            u=problem.args["u"][:, row : row + 1], h0=problem.args["h0"][:, row : row + 1].contiguous()
-        )
-        assert torch.equal(alone.run(ops)[0], whole[:, row : row + 1])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("linear", [False, True])
+def test_bits_do_not_depend_on_the_batch(linear: bool, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sequence of one group has the same bits alone, in any batch, beside other groups, ragged and packed."""
+    monkeypatch.setenv("RNN_EXT_CPU_ISA", isa)
+    sequences, seed = (("v", "factor"), "seed") if linear else (("u",), "h0")
+
+    @given(
+        st.sampled_from([1, 2, 4, 6, 7, 13, 40]),
+        st.sampled_from([16, 20, 64, 65, 130]),
+        st.sampled_from([(1,), (-1,), (1, -1, 1)]),
+        st.integers(0, 100),
+    )
+    def run(batch: int, hidden: int, direction: tuple[int, ...], random_seed: int) -> None:
+        dense = make(6, batch, hidden, direction, "dense", linear=linear, seed_kind="state", random_seed=random_seed)
+        dense = dense.cast(torch.float32)
+        whole, _ = dense.run(ops)
+        flat = {n: dense.args[n].reshape(6 * batch, -1) for n in sequences}
+        packed = dense.with_args(batch_sizes=torch.full((6,), batch), **flat)
+        assert torch.equal(packed.run(ops)[0].view_as(whole), whole)
+        lengths = torch.arange(batch) % 6 + 1
+        ragged, ragged_last = dense.with_args(lengths=lengths).run(ops)
+        for row in {0, batch // 2, batch - 1}:
+            end = int(lengths[row])
+            for g, d in enumerate(direction):
+                columns = slice(g * hidden, (g + 1) * hidden)
+                alone = {n: dense.args[n][:end, row : row + 1, columns] for n in sequences}
+                state = dense.args[seed][g : g + 1, row : row + 1]
+                group = dense.with_args(direction=(d,), w=dense.args["w"][columns], **alone, **{seed: state})
+                output, last = group.run(ops)
+                assert torch.equal(output[:, 0], ragged[:end, row, columns])
+                assert torch.equal(last[0, 0], ragged_last[g, row])
+
+    run()
 
 
-@given(st.sampled_from([1, 5, 20]), st.sampled_from([16, 33, 64, 200]), st.integers(1, 7))
-def test_streaming_gives_the_same_bits(batch: int, hidden: int, chunk: int) -> None:
-    problem = make(15, batch, hidden, (1,), "dense", seed_kind="state").cast(torch.float32)
+@given(
+    st.booleans(),
+    st.sampled_from([1, -1]),
+    st.sampled_from([1, 5, 20]),
+    st.sampled_from([16, 33, 64]),
+    st.integers(1, 7),
+)
+def test_streaming_gives_the_same_bits(linear: bool, direction: int, batch: int, hidden: int, chunk: int) -> None:
+    problem = make(15, batch, hidden, (direction,), "dense", linear=linear, seed_kind="state").cast(torch.float32)
+    sequences, seed = (("v", "factor"), "seed") if linear else (("u",), "h0")
     whole, last = problem.run(ops)
-    state, parts = problem.args["h0"], []
-    for u in problem.args["u"].split(chunk):
-        part, state = problem.with_args(u=u, h0=state).run(ops)
-        parts.append(part)
-    assert torch.equal(torch.cat(parts), whole)
+    state, outputs = problem.args[seed], []
+    chunks = list(zip(*(problem.args[n].split(chunk) for n in sequences), strict=True))
+    for parts in chunks[::direction]:
+        values = dict(zip(sequences, parts, strict=True))
+        output, state = problem.with_args(**values, **{seed: state}).run(ops)
+        outputs.append(output)
+    assert torch.equal(torch.cat(outputs[::direction]), whole)
     assert torch.equal(state, last)
 
 
@@ -141,6 +229,71 @@ def test_concurrent_calls_from_python_threads() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def gradients_of(problem: Problem) -> tuple[torch.Tensor, ...]:
+    values = {n: problem.args[n].clone().requires_grad_() for n in problem.tensors}
+    return torch.autograd.grad(problem.with_args(**values).run(ops)[0].sum(), list(values.values()))
+
+
+def test_concurrent_backward_from_python_threads() -> None:
+    torch.set_num_threads(2)
+    tasks = [make(*s, "dense").cast(torch.float32) for s in ((100, 16, 128, (1,)), (50, 1, 1024, (1,)))]
+    expected = [gradients_of(p) for p in tasks]
+    found: list[tuple[int, tuple[torch.Tensor, ...]]] = []
+
+    def work() -> None:
+        found.extend((k, gradients_of(p)) for k, p in enumerate(tasks))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 * len(tasks)
+    for k, gradients in found:
+        assert all(torch.equal(a, b) for a, b in zip(gradients, expected[k], strict=True)), str(tasks[k])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_calls_from_the_inter_op_pool() -> None:
+    """TorchScript's fork runs a call on a thread of PyTorch's other pool, beside calls like it."""
+
+    def one(u: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.ops.rnn_ext.recurrence(u, None, w, None, None, "tanh", [1])[0]
+
+    def eight(u: torch.Tensor, w: torch.Tensor) -> list[torch.Tensor]:
+        forked = [torch.jit.fork(one, u, w) for _ in range(8)]
+        return [torch.jit.wait(f) for f in forked]
+
+    torch.set_num_threads(2)
+    for shape in ((200, 32, 256, (1,)), (100, 1, 1024, (1,))):
+        problem = make(*shape, "dense").cast(torch.float32)
+        expected, _ = problem.run(ops)
+        for output in torch.jit.script(eight)(problem.args["u"], problem.args["w"]):
+            assert torch.equal(output, expected)
+
+
+class Outputs(Dataset):
+    """Runs a problem where the items are made: in a worker process of a DataLoader."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        return self.problem.run(ops)[0]
+
+
+def test_calls_in_a_forked_worker() -> None:
+    # The parent has its threads by then, and the child has none of them.
+    torch.set_num_threads(2)
+    problem = make(100, 1, 1024, (1,), "dense").cast(torch.float32)
+    expected, _ = problem.run(ops)
+    loader = DataLoader(Outputs(problem), batch_size=None, num_workers=1, multiprocessing_context="fork", timeout=60)
+    assert all(torch.equal(output, expected) for output in loader)
 
 
 def test_many_small_calls_keep_memory_and_time() -> None:

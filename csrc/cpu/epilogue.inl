@@ -8,7 +8,8 @@ RNN_EXT_INLINE Vec<T> finish(Vec<T> a, Vec<T> f) {
   // As torch's ReLU, which keeps NaN: only what compares below zero is cut.
   if constexpr (E == Epilogue::relu) return a < zero ? zero : a;
   if constexpr (E == Epilogue::tanh_derivative) return (T(1) - f * f) * a;
-  if constexpr (E == Epilogue::relu_derivative) return f > zero ? a : zero;
+  // Likewise: NaN is not cut.
+  if constexpr (E == Epilogue::relu_derivative) return f <= zero ? zero : a;
   if constexpr (E == Epilogue::given_derivative) return f * a;
 }
 
