@@ -18,7 +18,7 @@ py::dict build_info() {
   d["cuda"] = false;
 #endif
   d["torch_stable_abi"] = "2.10";
-  d["cpu_dtypes"] = std::vector<std::string>{"float32", "float64"};
+  d["cpu_dtypes"] = std::vector<std::string>{"float32", "float64", "float16", "bfloat16"};
   std::vector<std::string> compiled, runnable;
   for (const rnn_ext::Isa* isa : rnn_ext::compiled_isas()) {
     compiled.push_back(isa->name);
@@ -40,17 +40,21 @@ py::dict cpu_capability() {
   return d;
 }
 
-py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, int element_size, int threads) {
+py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, const std::string& dtype, int threads) {
   const rnn_ext::Shape shape = {time, batch, groups, hidden};
-  const rnn_ext::Plan plan =
-      rnn_ext::make_plan(shape, element_size, rnn_ext::current_isa(), rnn_ext::this_machine(), threads);
+  const rnn_ext::Isa& isa = rnn_ext::current_isa();
+  const rnn_ext::Tiling& tiling = dtype == "float32"   ? isa.f32.tiling
+                                  : dtype == "float64" ? isa.f64.tiling
+                                  : dtype == "float16" ? isa.f16.tiling
+                                                       : isa.bf16.tiling;
+  const rnn_ext::Plan plan = rnn_ext::make_plan(shape, tiling, rnn_ext::this_machine(), threads);
   py::dict d;
-  d["isa"] = plan.isa->name;
+  d["isa"] = isa.name;
   d["row_workers"] = plan.row_workers;
   d["column_workers"] = plan.column_workers;
   d["panels"] = plan.panels;
   d["chains"] = plan.chains;
-  d["workspace_bytes"] = (plan.packed_size + plan.states_size) * element_size;
+  d["workspace_bytes"] = plan.packed_bytes + plan.states_bytes;
   d["estimated_cycles"] = plan.cycles;
   d["reason"] = rnn_ext::reason(plan, shape);
   return d;
@@ -63,5 +67,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("cpu_capability", &cpu_capability);
   m.def("cpu_plan", &cpu_plan, py::arg("time"), py::arg("batch"), py::arg("groups"), py::arg("hidden"),
-        py::arg("element_size"), py::arg("threads"));
+        py::arg("dtype"), py::arg("threads"));
 }

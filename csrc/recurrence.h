@@ -13,6 +13,14 @@
 
 namespace rnn_ext {
 
+// The 16-bit formats, as they lie in memory; the kernels compute in float.
+struct half {
+  uint16_t bits;
+};
+struct bfloat16 {
+  uint16_t bits;
+};
+
 // What becomes of the sum a = input + M * previous state.
 enum class Epilogue : int {
   tanh,              // y = tanh(a)

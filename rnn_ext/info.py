@@ -62,7 +62,7 @@ def explain(
     threads = torch.get_num_threads() if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads must be positive, got {threads}")
-    plan = _C.cpu_plan(time, batch, groups, hidden_size, dtype.itemsize, threads)
+    plan = _C.cpu_plan(time, batch, groups, hidden_size, str(dtype).removeprefix("torch."), threads)
     workers = plan["row_workers"] * plan["column_workers"]
     return (
         f"recurrence T={time} B={batch} G={groups} H={hidden_size} {dtype}: {plan['isa']} kernel\n"

@@ -106,7 +106,7 @@ def recurrence(
 
     Args:
         u: ``(T, B, G*H)``, or packed ``(N, G*H)``: what is added to the recurrent term, that is
-            ``W_ih x_t + b``. float32 or float64; other dtypes run the reference.
+            ``W_ih x_t + b``. float32, float64, float16 or bfloat16; other dtypes run the reference.
         h0: ``(G, B, H)``, the states before the first step; None for zeros.
         w: ``(G*H, H)``, the groups' recurrent matrices one above the other.
         batch_sizes: int64 ``(T,)`` on the CPU if ``u`` is packed, as in a ``PackedSequence``.

@@ -15,7 +15,7 @@ def test_build_info() -> None:
     info = rnn_ext.build_info()
     assert info["isa"] in info["cpu_isas_runnable"]
     assert set(info["cpu_isas_runnable"]) <= set(info["cpu_isas_compiled"])
-    assert info["cpu_dtypes"] == ["float32", "float64"]
+    assert info["cpu_dtypes"] == ["float32", "float64", "float16", "bfloat16"]
     assert info["threads"] == torch.get_num_threads()
     assert min(info["l1_bytes"], info["l2_bytes"], info["l3_bytes"]) > 0
 
@@ -40,7 +40,10 @@ def test_explain() -> None:
     ("kwargs", "sentence"),
     [
         ({"batch": -1}, "batch must not be negative, got -1"),
-        ({"dtype": torch.int32}, "dtype must be one with a CPU kernel .float32, float64., got torch.int32"),
+        (
+            {"dtype": torch.int32},
+            "dtype must be one with a CPU kernel .float32, float64, float16, bfloat16., got torch.int32",
+        ),
         ({"threads": 0}, "threads must be positive, got 0"),
     ],
 )

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 import rnn_ext
 from rnn_ext import _C, ops, reference
 
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 ISAS = rnn_ext.build_info()["cpu_isas_runnable"]
 LAYOUTS = ("dense", "lengths", "packed")
 
@@ -29,7 +30,7 @@ def check(problem: Problem, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_values(isa: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RNN_EXT_CPU_ISA", isa)
 
@@ -138,7 +139,7 @@ def test_bits_do_not_depend_on_threads(layout: str, isa: str, monkeypatch: pytes
     monkeypatch.setenv("RNN_EXT_CPU_ISA", isa)
     seen = set()
     for time, batch, hidden, direction in SPLIT:
-        plan = _C.cpu_plan(time, batch, len(direction), hidden, 4, 2)
+        plan = _C.cpu_plan(time, batch, len(direction), hidden, "float32", 2)
         seen |= {kind for kind in ("row_workers", "column_workers") if plan[kind] == 2}
         for linear in (False, True):
             problem = make(time, batch, hidden, direction, layout, linear=linear, seed_kind="state")

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "../recurrence.h"
+#include "panels.h"
 #include "team.h"
 
 namespace rnn_ext {
@@ -19,18 +21,25 @@ struct Workspace {
   Arrivals* arrivals = nullptr;  // two barriers' worth
 };
 
-// One build of the kernels. The figures are the register-tile limits of microkernel.inl.
+// The kernel for one format of tensors.
+template <class S>
+struct Kernel {
+  Tiling tiling;
+  // One worker's share of the whole call, all time steps.
+  void (*run)(const Problem<S>&, const Plan&, const Workspace&, int worker, int workers);
+};
+
+// One build of the kernels.
 struct Isa {
   const char* name;
   int vector_bytes;
-  int panel_vectors;
-  int wide_panel_vectors;
-  int wide_panel_rows;
-  int two_chain_vectors;
   bool (*supported)();
-  // One worker's share of the whole call, all time steps.
-  void (*run_f32)(const Problem<float>&, const Plan&, const Workspace&, int worker, int workers);
-  void (*run_f64)(const Problem<double>&, const Plan&, const Workspace&, int worker, int workers);
+  // Whether it is the fastest on a CPU that supports it, and nothing later in the list is.
+  bool (*preferred)();
+  Kernel<float> f32;
+  Kernel<double> f64;
+  Kernel<half> f16;
+  Kernel<bfloat16> bf16;
   // tanh over an array, as the epilogue computes it; for the native tests.
   void (*tanh_f32)(const float* x, float* y, int64_t n);
   void (*tanh_f64)(const double* x, double* y, int64_t n);
@@ -42,5 +51,14 @@ const std::vector<const Isa*>& compiled_isas();
 // The best that this CPU runs, or the one that RNN_EXT_CPU_ISA names (std::invalid_argument if it cannot
 // run here). Read at every call, so that a test can change it.
 const Isa& current_isa();
+
+// An ISA's kernel for the format S.
+template <class S>
+const Kernel<S>& kernel_for(const Isa& isa) {
+  if constexpr (std::is_same_v<S, float>) return isa.f32;
+  if constexpr (std::is_same_v<S, double>) return isa.f64;
+  if constexpr (std::is_same_v<S, half>) return isa.f16;
+  if constexpr (std::is_same_v<S, bfloat16>) return isa.bf16;
+}
 
 }  // namespace rnn_ext

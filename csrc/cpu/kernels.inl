@@ -3,6 +3,7 @@
 // before the target is set, so that no inline function of theirs is emitted with instructions that the
 // machine may lack.
 #include "simd.inl"
+#include "storage.inl"
 #include "tanh.inl"
 #include "pack.inl"
 #include "microkernel.inl"
@@ -17,7 +18,20 @@ void tanh_array(const T* x, T* y, int64_t n) {
   if (i < n) store_first(y + i, tanh<T>(load_first(x + i, static_cast<int>(n - i))), static_cast<int>(n - i));
 }
 
+template <class K>
+constexpr Kernel<typename K::Storage> kernel_of() {
+  return {K::tiling, run<K>};
+}
+
 constexpr Isa make_isa(const char* name, bool (*supported)()) {
-  return Isa{name,      kVectorBytes, kPanelVectors, kWidePanelVectors, kWidePanelRows,    kTwoChainVectors,
-             supported, run<float>,   run<double>,   tanh_array<float>, tanh_array<double>};
+  return {name,
+          kVectorBytes,
+          supported,
+          supported,
+          kernel_of<VectorKernel<float>>(),
+          kernel_of<VectorKernel<double>>(),
+          kernel_of<VectorKernel<half>>(),
+          kernel_of<VectorKernel<bfloat16>>(),
+          tanh_array<float>,
+          tanh_array<double>};
 }

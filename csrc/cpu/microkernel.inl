@@ -2,9 +2,9 @@
 // Included inside a per-ISA namespace.
 //
 // Contract
-//   A: the states, row stride lda, H values a row, any alignment.
-//   P: one panel, [H][NV vectors], contiguous (pack.inl); columns past H are zero.
-//   C: M rows of NV whole vectors, row stride ldc; what was there does not matter.
+//   A: the states, row stride lda, `depth` values a row, any alignment.
+//   P: one panel, [depth][NV vectors], contiguous (pack.inl); columns past H are zero.
+//   C: M rows of NV whole vectors, contiguous; what was there does not matter.
 //   Every element of C is summed in one order, fixed by H and the ISA alone (below). So a row's result
 //   is the same bits in whatever tile, panel width, thread or batch it is computed.
 //
@@ -23,16 +23,27 @@ constexpr int kWidePanelRows = kAccumulators / kWidePanelVectors;
 // over k (even, odd) run side by side. A function of H alone: see the contract.
 constexpr int kTwoChainVectors = 4;
 
-template <class T>
-using MultiplyTile = void (*)(const T* a, int64_t lda, const T* panel, int64_t depth, T* c, int64_t ldc);
-
 // Length of a sum's blocks: the sum of each is added to the total so far, which waits in C. One long chain of FMAs
 // would round H times at the size of the whole sum; PyTorch's dot products, which split theirs over vector lanes,
 // would then be 3 to 4 times as accurate at H = 200. The price is one load, add and store per 64 FMAs.
 constexpr int64_t kSumBlock = 64;
 
-template <class T, int M, int NV, int Chains>
-void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t depth, T* c, int64_t ldc) {
+// What is multiplied: one number of A with a vector of P.
+template <class T>
+struct Numbers {
+  using Element = T;
+  using Sum = T;
+  static RNN_EXT_INLINE Vec<T> multiply_add(Vec<T> sum, T a, Vec<T> p) { return sum + splat(a) * p; }
+};
+
+template <class Inner>
+using MultiplyTile = void (*)(const typename Inner::Element* a, int64_t lda, const typename Inner::Element* panel,
+                              int64_t depth, typename Inner::Sum* c);
+
+template <class Inner, int M, int NV, int Chains>
+void multiply_tile(const typename Inner::Element* a, int64_t lda, const typename Inner::Element* panel, int64_t depth,
+                   typename Inner::Sum* c) {
+  using T = typename Inner::Sum;
   constexpr int L = kLanes<T>;
   for (int64_t begin = 0; begin < depth; begin += kSumBlock) {
     const int64_t end = std::min(begin + kSumBlock, depth);
@@ -40,12 +51,12 @@ void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t depth, T* c,
     auto step = [&](int64_t k, int chain) __attribute__((always_inline)) {
       Vec<T> p[NV];
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) p[v] = load(panel + (k * NV + v) * L);
+      for (int v = 0; v < NV; ++v) p[v] = load(reinterpret_cast<const T*>(panel) + (k * NV + v) * L);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const Vec<T> x = splat(a[m * lda + k]);
+        const typename Inner::Element x = a[m * lda + k];
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) acc[chain][m][v] += x * p[v];
+        for (int v = 0; v < NV; ++v) acc[chain][m][v] = Inner::multiply_add(acc[chain][m][v], x, p[v]);
       }
     };
     int64_t k = begin;
@@ -60,7 +71,7 @@ void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t depth, T* c,
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) {
-        T* total = c + m * ldc + v * L;
+        T* total = c + (m * NV + v) * L;
         Vec<T> sum = acc[0][m][v];
         if constexpr (Chains == 2) sum += acc[1][m][v];
         store(total, begin == 0 ? sum : load(total) + sum);
@@ -75,9 +86,9 @@ constexpr int max_tile_rows(int vectors, int chains) {
 }
 
 // tiles[rows - 1][vectors - 1]; null where the accumulators would not fit.
-template <class T, int Chains>
+template <class Inner, int Chains>
 struct TileTable {
-  MultiplyTile<T> tiles[kMaxTileRows][kWidePanelVectors] = {};
+  MultiplyTile<Inner> tiles[kMaxTileRows][kWidePanelVectors] = {};
 
   constexpr TileTable() { fill(std::make_integer_sequence<int, kMaxTileRows * kWidePanelVectors>{}); }
 
@@ -89,13 +100,39 @@ struct TileTable {
   template <int M, int NV>
   constexpr void set() {
     if constexpr (M * NV * Chains <= kAccumulators && (Chains == 1 || NV <= kTwoChainVectors))
-      tiles[M - 1][NV - 1] = multiply_tile<T, M, NV, Chains>;
+      tiles[M - 1][NV - 1] = multiply_tile<Inner, M, NV, Chains>;
   }
 };
 
-template <class T>
-MultiplyTile<T> multiply_tile_for(int rows, int vectors, int chains) {
-  static constexpr TileTable<T, 1> one;
-  static constexpr TileTable<T, 2> two;
+template <class Inner>
+MultiplyTile<Inner> multiply_tile_for(int rows, int vectors, int chains) {
+  static constexpr TileTable<Inner, 1> one;
+  static constexpr TileTable<Inner, 2> two;
   return (chains == 2 ? two.tiles : one.tiles)[rows - 1][vectors - 1];
 }
+
+// The inner product in the vector units, in the format that sums are computed in. This, DotKernel (pairs.inl) and
+// AmxKernel (amx.inl) are what recurrence.inl is written against.
+template <class S>
+struct VectorKernel {
+  using Storage = S;
+  using Sum = Compute<S>;
+  using State = Sum;
+  using Packed = Sum;
+  // The largest tile, in elements.
+  static constexpr int kSums = kAccumulators * kLanes<Sum>;
+  static constexpr Tiling tiling = {kLanes<Sum>,       sizeof(Packed), sizeof(State),    1, kPanelVectors,
+                                    kWidePanelVectors, kWidePanelRows, kTwoChainVectors, 1, 2.0};
+
+  explicit VectorKernel(const Panels&) {}
+  static void pack(const Weight<S>& w, int64_t group, bool transpose, const Panels& panels, int64_t j, Packed* packed) {
+    pack_panel(w, group, transpose, panels, j, packed);
+  }
+  static int tallest(int width, int chains) { return max_tile_rows(width, chains); }
+  // Before the tiles of a step in which `rows` rows are multiplied.
+  void prepare(int64_t /*rows*/) {}
+  void multiply(const State* a, int64_t stride, int rows, const Packed* panel, int width, int chains, int64_t depth,
+                Sum* sums) {
+    multiply_tile_for<Numbers<Sum>>(rows, width, chains)(a, stride, panel, depth, sums);
+  }
+};

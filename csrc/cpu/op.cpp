@@ -191,8 +191,7 @@ class Crowd {
 Crowd crowd;
 
 template <class T>
-void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& output, Tensor& last,
-         void (*Isa::*kernel)(const Problem<T>&, const Plan&, const Workspace&, int, int)) {
+void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& output, Tensor& last) {
   Problem<T> problem;
   problem.shape = shape;
   problem.rows = rows.view();
@@ -207,17 +206,17 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& outpu
   problem.output = sequence_of<T>(output);
   problem.last = {static_cast<T*>(last.mutable_data_ptr()), last.stride(0), last.stride(1)};
 
-  const Isa& isa = current_isa();
+  const Kernel<T>& kernel = kernel_for<T>(current_isa());
   const int threads = static_cast<int>(torch::stable::get_num_threads());
-  Plan plan = make_plan(shape, sizeof(T), isa, this_machine(), threads);
-  if (plan.column_workers > 1 && crowd.here()) plan = make_plan(shape, sizeof(T), isa, this_machine(), threads, false);
+  Plan plan = make_plan(shape, kernel.tiling, this_machine(), threads);
+  if (plan.column_workers > 1 && crowd.here()) plan = make_plan(shape, kernel.tiling, this_machine(), threads, false);
   // One allocation for both; each part is a whole number of cache lines and begins at one. From malloc, not from an
   // aligned allocation: glibc's memalign splits a block at both ends, and before 2.38 a long run of calls
   // leaves the heap growing and each call searching through it, at ten times the cost of a small one.
-  constexpr int64_t line = 64 / sizeof(T);
-  const int64_t packed = (plan.packed_size + line - 1) / line * line;
-  const std::unique_ptr<T[]> scratch(new T[packed + plan.states_size + line]);
-  T* const memory = scratch.get() + (64 - reinterpret_cast<uintptr_t>(scratch.get()) % 64) / sizeof(T);
+  constexpr int64_t line = 64;
+  const int64_t packed = (plan.packed_bytes + line - 1) / line * line;
+  const std::unique_ptr<char[]> scratch(new char[packed + plan.states_bytes + line]);
+  char* const memory = scratch.get() + (line - reinterpret_cast<uintptr_t>(scratch.get()) % line);
   std::vector<Arrivals> arrivals(plan.workers() > 1 ? 2 * plan.workers() : 0);
   const Workspace space = {memory, memory + packed, arrivals.data()};
 
@@ -225,8 +224,8 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& outpu
     const Problem<T>& problem;
     const Plan& plan;
     const Workspace& space;
-    decltype(isa.*kernel) run;
-  } context = {problem, plan, space, isa.*kernel};
+    decltype(kernel.run) run;
+  } context = {problem, plan, space, kernel.run};
   launch_on_torch_pool(
       plan.workers(),
       [](int worker, int workers, void* p) {
@@ -254,12 +253,14 @@ std::tuple<Tensor, Tensor> call(Call c) {
   Tensor last = empty(like, {shape.groups, shape.batch, shape.hidden});
   if (shape.groups * shape.batch * shape.hidden == 0) return {output, last};
   switch (c.weight.scalar_type()) {
-    case ScalarType::Float: run<float>(c, shape, rows, output, last, &Isa::run_f32); break;
-    case ScalarType::Double: run<double>(c, shape, rows, output, last, &Isa::run_f64); break;
+    case ScalarType::Float: run<float>(c, shape, rows, output, last); break;
+    case ScalarType::Double: run<double>(c, shape, rows, output, last); break;
+    case ScalarType::Half: run<half>(c, shape, rows, output, last); break;
+    case ScalarType::BFloat16: run<bfloat16>(c, shape, rows, output, last); break;
     default:
       STD_TORCH_CHECK(false,
-                      "the CPU kernels take float32 and float64 tensors; use rnn_ext.functional, which falls "
-                      "back to plain PyTorch for other dtypes");
+                      "the CPU kernels take float32, float64, float16 and bfloat16 tensors; use rnn_ext.functional, "
+                      "which falls back to plain PyTorch for other dtypes");
   }
   return {output, last};
 }

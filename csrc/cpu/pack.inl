@@ -23,8 +23,10 @@ RNN_EXT_INLINE void transpose_block(Vec<T> (&rows)[kLanes<T>]) {
   if constexpr (2 * S < L) transpose_block<T, 2 * S>(rows);
 }
 
-template <class T>
-void pack_panel(const Weight<T>& w, int64_t group, bool transpose, const Panels& panels, int64_t j, T* packed) {
+template <class S>
+void pack_panel(const Weight<S>& w, int64_t group, bool transpose, const Panels& panels, int64_t j,
+                Compute<S>* packed) {
+  using T = Compute<S>;
   constexpr int L = kLanes<T>;
   const int64_t hidden = panels.hidden, column = panels.first(j) * panels.lanes;
   const int64_t width = panels.width(j) * panels.lanes;
@@ -32,11 +34,11 @@ void pack_panel(const Weight<T>& w, int64_t group, bool transpose, const Panels&
   // M[c][k] = origin[c * along_c + k * along_k]
   const int64_t along_c = transpose ? w.column_stride : w.row_stride;
   const int64_t along_k = transpose ? w.row_stride : w.column_stride;
-  const T* origin = w.data + group * hidden * w.row_stride + column * along_c;
+  const S* origin = w.data + group * hidden * w.row_stride + column * along_c;
   T* panel = packed + panels.offset(j);
   if (along_c == 1) {
     for (int64_t k = 0; k < hidden; ++k) {
-      std::memcpy(panel + k * width, origin + k * along_k, valid * sizeof(T));
+      convert_row(panel + k * width, origin + k * along_k, valid);
       std::fill(panel + k * width + valid, panel + (k + 1) * width, T(0));
     }
     return;
@@ -44,7 +46,7 @@ void pack_panel(const Weight<T>& w, int64_t group, bool transpose, const Panels&
   for (int64_t c0 = 0; c0 < width; c0 += L) {
     for (int64_t k0 = 0; k0 < hidden; k0 += L) {
       const int depth = static_cast<int>(std::min<int64_t>(L, hidden - k0));
-      const T* block = origin + c0 * along_c + k0;
+      const S* block = origin + c0 * along_c + k0;
       Vec<T> rows[L];
 #pragma GCC unroll 16
       for (int c = 0; c < L; ++c) {

@@ -6,22 +6,41 @@
 
 namespace rnn_ext {
 
+// How one kernel cuts its work into register tiles: all that the planner needs to know of it.
+struct Tiling {
+  int lanes;           // columns in a vector of sums
+  int packed_bytes;    // of an element of the packed weights
+  int state_bytes;     // of an element of the state buffers
+  int depth_multiple;  // rows of a packed panel
+  int panel_vectors;   // width of a panel; and
+  int wide_panel_vectors;
+  int wide_panel_rows;             // up to this many rows
+  int two_chain_vectors;           // up to this width of all of H, sums over k run in two chains
+  int row_multiple;                // what rows are rounded up to in the time that they take
+  double multiply_adds_per_cycle;  // in vectors of `lanes`
+};
+
 struct Panels {
-  int64_t hidden;   // H: rows of a packed panel, and columns in all before padding
+  int64_t hidden;   // H: columns in all before padding
+  int64_t depth;    // rows of a packed panel: H, padded to what the kernel multiplies at once
   int lanes;        // elements a vector
   int64_t vectors;  // ceil(H / lanes)
   int64_t count;    // panels; their widths differ by at most one vector
 
-  Panels(int64_t hidden_, int lanes_, int64_t count_)
-      : hidden(hidden_), lanes(lanes_), vectors((hidden_ + lanes_ - 1) / lanes_), count(count_) {}
+  Panels(int64_t hidden_, const Tiling& tiling, int64_t count_)
+      : hidden(hidden_),
+        depth((hidden_ + tiling.depth_multiple - 1) / tiling.depth_multiple * tiling.depth_multiple),
+        lanes(tiling.lanes),
+        vectors((hidden_ + lanes - 1) / lanes),
+        count(count_) {}
 
   // Panel j is the vectors [first(j), first(j + 1)).
   int64_t first(int64_t j) const { return j * vectors / count; }
   int width(int64_t j) const { return static_cast<int>(first(j + 1) - first(j)); }
-  // Where it lies among the packed weights of one group, in elements: panels follow one another, [H][width].
-  int64_t offset(int64_t j) const { return first(j) * lanes * hidden; }
+  // Where it lies among the packed weights of one group, in elements: panels follow one another, [depth][width].
+  int64_t offset(int64_t j) const { return first(j) * lanes * depth; }
   int64_t padded_columns() const { return vectors * lanes; }
-  int64_t packed_size() const { return padded_columns() * hidden; }
+  int64_t packed_size() const { return padded_columns() * depth; }
 };
 
 }  // namespace rnn_ext

@@ -3,10 +3,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
-
-#include "isa.h"
-#include "panels.h"
 
 namespace rnn_ext {
 
@@ -14,7 +12,6 @@ namespace {
 
 // The cost model counts cycles of one core. Its figures are those of current x86 server cores; they only
 // have to rank the grids below, and the ranking is far from the margin for most shapes.
-constexpr double kFmaPorts = 2;
 constexpr double kLoadPorts = 2;         // vector loads a cycle that hit L1
 constexpr double kL2BytesPerCycle = 44;  // sustained, streaming
 constexpr double kL3BytesPerCycle = 10;  // likewise
@@ -41,18 +38,19 @@ struct Grid {
   int rows, columns;
 };
 
-double step_cycles(const Shape& s, int element_size, const Isa& isa, const Machine& m, Grid grid) {
-  const double lanes = static_cast<double>(isa.vector_bytes) / element_size;
+double step_cycles(const Shape& s, const Tiling& k, const Machine& m, Grid grid) {
+  const double vector_bytes = k.lanes * k.packed_bytes;
   const double rows = std::max<double>(1, (s.groups * s.batch + grid.rows - 1) / grid.rows);
+  const double tiled_rows = std::ceil(rows / k.row_multiple) * k.row_multiple;
   const double groups = std::max<double>(1, std::min<double>(s.groups, rows / std::max<int64_t>(1, s.batch)));
-  const double vectors = (s.hidden + lanes - 1) / lanes;
+  const double vectors = (s.hidden + k.lanes - 1) / k.lanes;
   const double my_vectors = (vectors + grid.columns - 1) / grid.columns;
-  const double weights = groups * s.hidden * my_vectors * isa.vector_bytes;
-  const double fma = rows * s.hidden * my_vectors / kFmaPorts;
-  const double weight_stream = weights / weight_bytes_per_cycle(weights, m, isa.vector_bytes);
+  const double weights = groups * s.hidden * my_vectors * vector_bytes;
+  const double fma = tiled_rows * s.hidden * my_vectors / k.multiply_adds_per_cycle;
+  const double weight_stream = weights / weight_bytes_per_cycle(weights, m, vector_bytes);
   double cycles = std::max(fma, weight_stream) + rows * (my_vectors * kEpilogueCycles + kRowStepCycles);
   if (grid.columns > 1) {
-    const double lines = rows * (vectors - my_vectors) * isa.vector_bytes / 64;
+    const double lines = rows * (vectors - my_vectors) * k.lanes * k.state_bytes / 64;
     cycles += kBarrierCycles + lines * kStateLineCycles;
   }
   return cycles;
@@ -74,20 +72,18 @@ Machine this_machine() {
   return machine;
 }
 
-Plan make_plan(const Shape& shape, int element_size, const Isa& isa, const Machine& machine, int threads,
-               bool may_share_columns) {
-  const int lanes = isa.vector_bytes / element_size;
+Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine, int threads, bool may_share_columns) {
   const int64_t all_rows = shape.groups * shape.batch;
-  const int64_t vectors = (shape.hidden + lanes - 1) / lanes;
+  const int64_t vectors = (shape.hidden + tiling.lanes - 1) / tiling.lanes;
 
   Grid best = {1, 1};
-  const double serial = shape.time * step_cycles(shape, element_size, isa, machine, best);
+  const double serial = shape.time * step_cycles(shape, tiling, machine, best);
   double least = serial;
   const int64_t most_columns = may_share_columns ? std::min<int64_t>(threads, std::max<int64_t>(1, vectors)) : 1;
   for (int columns = 1; columns <= most_columns; ++columns) {
     const Grid grid = {static_cast<int>(std::clamp<int64_t>(all_rows, 1, threads / columns)), columns};
     if (grid.rows * grid.columns == 1) continue;
-    const double cycles = kLaunchCycles + shape.time * step_cycles(shape, element_size, isa, machine, grid);
+    const double cycles = kLaunchCycles + shape.time * step_cycles(shape, tiling, machine, grid);
     if (cycles < least) {
       least = cycles;
       best = grid;
@@ -95,21 +91,21 @@ Plan make_plan(const Shape& shape, int element_size, const Isa& isa, const Machi
   }
 
   Plan plan;
-  plan.isa = &isa;
   plan.row_workers = best.rows;
   plan.column_workers = best.columns;
   const int64_t rows_together = std::min(shape.batch, (all_rows + best.rows - 1) / best.rows);
-  const int widest = rows_together <= isa.wide_panel_rows ? isa.wide_panel_vectors : isa.panel_vectors;
+  const int widest = rows_together <= tiling.wide_panel_rows ? tiling.wide_panel_vectors : tiling.panel_vectors;
   // As few as the registers allow, and the same number for every column worker.
   plan.panels = (vectors + widest - 1) / widest;
   plan.panels = std::min(vectors, (plan.panels + best.columns - 1) / best.columns * best.columns);
-  plan.chains = vectors <= isa.two_chain_vectors ? 2 : 1;
-  // One line past the vectors: at H = 1024 rows would otherwise lie 4096 bytes apart, and all of a
-  // tile's rows fall into one set of the L1 cache.
-  const Panels panels(shape.hidden, lanes, plan.panels);
-  plan.state_stride = panels.padded_columns() + 64 / element_size;
-  plan.packed_size = shape.groups * panels.packed_size();
-  plan.states_size = 2 * all_rows * plan.state_stride;
+  plan.chains = vectors <= tiling.two_chain_vectors ? 2 : 1;
+  // Whole cache lines, and one more: at H = 1024 rows would otherwise lie 4096 bytes apart, and all of a tile's rows
+  // fall into one set of the L1 cache.
+  const Panels panels(shape.hidden, tiling, plan.panels);
+  const int64_t line = 64 / tiling.state_bytes;
+  plan.state_stride = ((panels.padded_columns() + line - 1) / line + 1) * line;
+  plan.packed_bytes = shape.groups * panels.packed_size() * tiling.packed_bytes;
+  plan.states_bytes = 2 * all_rows * plan.state_stride * tiling.state_bytes;
   plan.cycles = least;
   plan.serial_cycles = serial;
   return plan;

@@ -6,10 +6,9 @@
 #include <string>
 
 #include "../recurrence.h"
+#include "panels.h"
 
 namespace rnn_ext {
-
-struct Isa;
 
 // Per-core data caches in bytes; l3 is what the cores share.
 struct Machine {
@@ -20,7 +19,6 @@ struct Machine {
 Machine this_machine();
 
 struct Plan {
-  const Isa* isa = nullptr;
   // The workers form a grid: row_workers share the G*B rows among them and never wait for one another;
   // column_workers share the columns of a row's state and meet after each step.
   int row_workers = 1;
@@ -28,17 +26,17 @@ struct Plan {
   int64_t panels = 0;        // of packed weights, a group (panels.h)
   int chains = 1;            // sums over k that run side by side
   int64_t state_stride = 0;  // elements between rows of a state buffer
-  int64_t packed_size = 0;   // elements, all groups
-  int64_t states_size = 0;   // elements, both buffers
+  int64_t packed_bytes = 0;  // all groups
+  int64_t states_bytes = 0;  // both buffers
   // As the model has it, all steps: of this plan, and of one thread.
   double cycles = 0, serial_cycles = 0;
 
   int workers() const { return row_workers * column_workers; }
 };
 
-// With `threads` at the most; without sharing columns, and so without a barrier in each step, where the cores are
-// known to be busy with something else.
-Plan make_plan(const Shape& shape, int element_size, const Isa& isa, const Machine& machine, int threads,
+// For one kernel, with `threads` at the most; without sharing columns, and so without a barrier in each step, where the
+// cores are known to be busy with something else.
+Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine, int threads,
                bool may_share_columns = true);
 
 // Why, in a sentence.

@@ -4,9 +4,12 @@
 // (the previous step's and this one's), row stride `stride`, whatever the layout of the tensors: the
 // microkernel streams them, and the epilogue copies each finished state to where the output wants it.
 
-template <class T>
+//
+// K is one of the kernels, VectorKernel, DotKernel or AmxKernel: how tiles are multiplied, and in what formats.
+
+template <class K>
 struct Worker {
-  const Problem<T>& problem;
+  const Problem<typename K::Storage>& problem;
   const Panels& panels;
   int chains;
   int64_t panel_begin, panel_end;    // my columns, in panels
@@ -15,6 +18,7 @@ struct Worker {
   StepBarrier& peers;                // who shares my rows and computes their other columns
   int peer, peer_count;
   bool retired;  // a peer has taken my work over
+  K& kernel;
 
   // The end of a step that peers share. What a peer that lost its core would do, one of the others does from now on.
   void meet_peers() {
@@ -46,19 +50,35 @@ struct Segment {
 };
 
 // Both buffers, since a reversed row may enter at any step.
-template <class T>
-void seed_states(const Worker<T>& me, const Segment& seg, T* const states[2]) {
-  const Problem<T>& p = me.problem;
+template <class K>
+void seed_states(const Worker<K>& me, const Segment& seg, typename K::State* const states[2]) {
+  const auto& p = me.problem;
   const int64_t columns = me.column_end - me.column_begin;
-  for (int64_t i = 0; i < seg.count; ++i) {
-    const T* from = p.seed.at(seg.group, p.rows.batch_index(seg.row(i))) + me.column_begin;
-    for (int b = 0; b < 2; ++b) std::memcpy(states[b] + i * me.stride + me.column_begin, from, columns * sizeof(T));
-  }
+  for (int64_t i = 0; i < seg.count; ++i)
+    for (int b = 0; b < 2; ++b)
+      convert_row(states[b] + i * me.stride + me.column_begin,
+                  p.seed.at(seg.group, p.rows.batch_index(seg.row(i))) + me.column_begin, columns);
 }
 
-template <Epilogue E, class T>
-void run_segment(Worker<T>& me, const Segment& seg, const T* packed, T* const states[2]) {
-  const Problem<T>& p = me.problem;
+// What follows a 16-bit state's last column is multiplied too (pairs.inl).
+template <class K>
+void clear_padding(const Worker<K>& me, const Segment& seg, typename K::State* const states[2]) {
+  if (me.column_end < me.problem.shape.hidden) return;
+  for (int64_t i = 0; i < seg.count; ++i)
+    for (int b = 0; b < 2; ++b)
+      std::memset(states[b] + i * me.stride + me.column_end, 0,
+                  (me.stride - me.column_end) * sizeof(typename K::State));
+}
+
+template <Epilogue E, class K>
+void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* packed,
+                 typename K::State* const states[2]) {
+  using S = typename K::Storage;
+  using State = typename K::State;
+  using Sum = typename K::Sum;
+  const Problem<S>& p = me.problem;
+  // Of one tile. It stays in L1.
+  alignas(64) Sum sums[K::kSums];
   const Panels& panels = me.panels;
   const int64_t steps = p.shape.time, hidden = p.shape.hidden;
   const int64_t group_column = seg.group * hidden;
@@ -68,20 +88,22 @@ void run_segment(Worker<T>& me, const Segment& seg, const T* packed, T* const st
   for (int64_t s = 0; s < steps && !me.retired; ++s) {
     const int64_t my_columns = me.column_end - me.column_begin;
     const int64_t t = reversed ? steps - 1 - s : s;
-    const T* previous = states[s & 1];
-    T* current = states[(s + 1) & 1];
-    const T* input = p.input.data ? p.input.at(p.rows, t) + group_column : nullptr;
-    const T* factor = uses_factor(E) ? p.factor.at(p.rows, t) + group_column : nullptr;
-    T* output = p.output.at(p.rows, t) + group_column;
+    const State* previous = states[s & 1];
+    State* current = states[(s + 1) & 1];
+    const S* input = p.input.data ? p.input.at(p.rows, t) + group_column : nullptr;
+    const S* factor = uses_factor(E) ? p.factor.at(p.rows, t) + group_column : nullptr;
+    S* output = p.output.at(p.rows, t) + group_column;
 
     const int64_t alive = seg.alive(p.rows, t);
     // Rows that have a state to multiply; the others begin here, from a ready product or from zero.
     const int64_t going = p.seed_kind == Seed::state ? alive : std::min(alive, alive_before);
 
-    auto finish_state = [&](int64_t i, int64_t column, int64_t columns) {
+    me.kernel.prepare(going);
+
+    auto finish_state = [&](int64_t i, const Sum* row, int64_t column, int64_t columns) {
       const int64_t b = p.rows.batch_index(seg.row(i));
-      finish_row<E, T>(current + i * me.stride + column, input ? input + b * p.input.row_stride + column : nullptr,
-                       factor ? factor + b * p.factor.row_stride + column : nullptr,
+      finish_row<E, S>(row, input ? input + b * p.input.row_stride + column : nullptr,
+                       factor ? factor + b * p.factor.row_stride + column : nullptr, current + i * me.stride + column,
                        output + b * p.output.row_stride + column, columns);
     };
 
@@ -91,35 +113,33 @@ void run_segment(Worker<T>& me, const Segment& seg, const T* packed, T* const st
       const int width = panels.width(j);
       const int64_t column = panels.first(j) * panels.lanes;
       const int64_t columns = std::min<int64_t>(width * panels.lanes, hidden - column);
-      const T* panel = packed + panels.offset(j);
+      const typename K::Packed* panel = packed + panels.offset(j);
 
       // As few tiles as fit the registers, all of nearly one height: a low tile wastes FMA slots.
-      const int tallest = max_tile_rows(width, me.chains);
+      const int tallest = me.kernel.tallest(width, me.chains);
       const int64_t tiles = (going + tallest - 1) / tallest;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t i0 = tile * going / tiles, i1 = (tile + 1) * going / tiles;
-        multiply_tile_for<T>(static_cast<int>(i1 - i0), width, me.chains)(
-            previous + i0 * me.stride, me.stride, panel, hidden, current + i0 * me.stride + column, me.stride);
-        for (int64_t i = i0; i < i1; ++i) finish_state(i, column, columns);
+        me.kernel.multiply(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, width, me.chains,
+                           panels.depth, sums);
+        for (int64_t i = i0; i < i1; ++i) finish_state(i, sums + (i - i0) * width * panels.lanes, column, columns);
       }
       for (int64_t i = going; i < alive; ++i) {
-        T* sum = current + i * me.stride + column;
+        std::fill(sums, sums + width * panels.lanes, Sum(0));
         if (p.seed_kind == Seed::product)
-          std::memcpy(sum, p.seed.at(seg.group, p.rows.batch_index(seg.row(i))) + column, columns * sizeof(T));
-        else
-          std::fill(sum, sum + columns, T(0));
-        finish_state(i, column, columns);
+          convert_row(sums, p.seed.at(seg.group, p.rows.batch_index(seg.row(i))) + column, columns);
+        finish_state(i, sums, column, columns);
       }
     }
 
     const int64_t alive_next = s + 1 < steps ? seg.alive(p.rows, reversed ? t - 1 : t + 1) : 0;
     for (int64_t i = std::min(alive, alive_next); i < alive; ++i)
-      std::memcpy(p.last.at(seg.group, p.rows.batch_index(seg.row(i))) + me.column_begin,
-                  current + i * me.stride + me.column_begin, my_columns * sizeof(T));
+      convert_row(p.last.at(seg.group, p.rows.batch_index(seg.row(i))) + me.column_begin,
+                  current + i * me.stride + me.column_begin, my_columns);
     if (p.rows.padded()) {
       for (int64_t i = alive; i < seg.count; ++i) {
-        T* ended = output + p.rows.batch_index(seg.row(i)) * p.output.row_stride + me.column_begin;
-        std::fill(ended, ended + my_columns, T(0));
+        S* ended = output + p.rows.batch_index(seg.row(i)) * p.output.row_stride + me.column_begin;
+        std::fill(ended, ended + my_columns, S{});
       }
     }
     alive_before = alive;
@@ -128,20 +148,22 @@ void run_segment(Worker<T>& me, const Segment& seg, const T* packed, T* const st
 }
 
 // No step at all: each row's last state is the one it started from.
-template <class T>
-void copy_seed_to_last(const Worker<T>& me, const Segment& seg) {
-  const Problem<T>& p = me.problem;
+template <class K>
+void copy_seed_to_last(const Worker<K>& me, const Segment& seg) {
+  using S = typename K::Storage;
+  const Problem<S>& p = me.problem;
   for (int64_t i = seg.first; i < seg.first + seg.count; ++i) {
-    T* last = p.last.at(seg.group, i) + me.column_begin;
+    S* last = p.last.at(seg.group, i) + me.column_begin;
     if (p.seed_kind == Seed::state)
-      std::memcpy(last, p.seed.at(seg.group, i) + me.column_begin, (me.column_end - me.column_begin) * sizeof(T));
+      std::memcpy(last, p.seed.at(seg.group, i) + me.column_begin, (me.column_end - me.column_begin) * sizeof(S));
     else
-      std::fill(last, last + (me.column_end - me.column_begin), T(0));
+      std::fill(last, last + (me.column_end - me.column_begin), S{});
   }
 }
 
-template <class T>
-void run_segment(Worker<T>& me, const Segment& seg, const T* packed, T* const states[2]) {
+template <class K>
+void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* packed,
+                 typename K::State* const states[2]) {
   switch (me.problem.epilogue) {
     case Epilogue::tanh: return run_segment<Epilogue::tanh>(me, seg, packed, states);
     case Epilogue::relu: return run_segment<Epilogue::relu>(me, seg, packed, states);
@@ -174,8 +196,9 @@ void for_each_segment(const Shape& shape, const Rows& rows, int64_t w, int64_t w
   }
 }
 
-template <class T>
-void run(const Problem<T>& problem, const Plan& plan, const Workspace& space, int worker, int workers) {
+template <class K>
+void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Workspace& space, int worker,
+         int workers) {
   const Shape& shape = problem.shape;
   // Should fewer workers have come than planned, all of them split rows: slower, and right.
   const bool as_planned = workers == plan.workers();
@@ -183,12 +206,13 @@ void run(const Problem<T>& problem, const Plan& plan, const Workspace& space, in
   const int row_workers = workers / column_workers;
   const int row_worker = worker / column_workers, column_worker = worker % column_workers;
 
-  const Panels panels(shape.hidden, kLanes<T>, plan.panels);
+  const Panels panels(shape.hidden, K::tiling, plan.panels);
+  K kernel(panels);
   const int64_t begin = column_worker * panels.count / column_workers;
   const int64_t end = (column_worker + 1) * panels.count / column_workers;
   StepBarrier all(space.arrivals, 0, workers);
   StepBarrier peers(space.arrivals + workers, row_worker * column_workers, column_workers);
-  Worker<T> me = {problem,
+  Worker<K> me = {problem,
                   panels,
                   plan.chains,
                   begin,
@@ -199,10 +223,11 @@ void run(const Problem<T>& problem, const Plan& plan, const Workspace& space, in
                   peers,
                   column_worker,
                   column_workers,
-                  false};
-  T* const packed = static_cast<T*>(space.packed);
-  T* const states = static_cast<T*>(space.states);
-  auto states_of = [&](const Segment& seg, T* pair[2]) {
+                  false,
+                  kernel};
+  auto* const packed = static_cast<typename K::Packed*>(space.packed);
+  auto* const states = static_cast<typename K::State*>(space.states);
+  auto states_of = [&](const Segment& seg, typename K::State* pair[2]) {
     for (int b = 0; b < 2; ++b) pair[b] = states + (b * shape.groups * shape.batch + seg.state_row) * me.stride;
   };
 
@@ -216,16 +241,16 @@ void run(const Problem<T>& problem, const Plan& plan, const Workspace& space, in
   for (int64_t g = 0; g < shape.groups; ++g)
     for (int64_t j = begin; j < end; ++j)
       if ((g + j) % row_workers == row_worker)
-        pack_panel(problem.weight, g, problem.transpose, panels, j, packed + g * panels.packed_size());
-  if (problem.seed_kind == Seed::state)
-    for_each_segment(shape, problem.rows, row_worker, row_workers, [&](const Segment& seg) {
-      T* pair[2];
-      states_of(seg, pair);
-      seed_states(me, seg, pair);
-    });
+        K::pack(problem.weight, g, problem.transpose, panels, j, packed + g * panels.packed_size());
+  for_each_segment(shape, problem.rows, row_worker, row_workers, [&](const Segment& seg) {
+    typename K::State* pair[2];
+    states_of(seg, pair);
+    if (problem.seed_kind == Seed::state) seed_states(me, seg, pair);
+    if constexpr (sizeof(typename K::State) == 2) clear_padding(me, seg, pair);
+  });
   if (workers > 1) all.arrive_and_wait(worker);
   for_each_segment(shape, problem.rows, row_worker, row_workers, [&](const Segment& seg) {
-    T* pair[2];
+    typename K::State* pair[2];
     states_of(seg, pair);
     run_segment(me, seg, packed + seg.group * panels.packed_size(), pair);
   });

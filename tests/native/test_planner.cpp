@@ -18,33 +18,35 @@ constexpr Machine kMachines[] = {
     {128 << 10, 12 << 20, 0},        // Apple M1: no L3
 };
 
-int check_invariants(const Shape& shape, int element_size, const Isa& isa, const Machine& machine, int threads) {
-  const Plan plan = make_plan(shape, element_size, isa, machine, threads);
-  const int lanes = isa.vector_bytes / element_size;
-  const Panels panels(shape.hidden, lanes, plan.panels);
+int check_invariants(const Shape& shape, const Tiling& tiling, const Machine& machine, int threads) {
+  const Plan plan = make_plan(shape, tiling, machine, threads);
+  const Panels panels(shape.hidden, tiling, plan.panels);
   CHECK(plan.row_workers >= 1 && plan.column_workers >= 1 && plan.workers() <= threads, "H=%ld: %d x %d of %d",
         long(shape.hidden), plan.row_workers, plan.column_workers, threads);
   CHECK(plan.row_workers <= std::max<int64_t>(1, shape.groups * shape.batch), "a worker without a row");
   CHECK(panels.count >= plan.column_workers, "a worker without a panel: %ld panels, %d workers", long(panels.count),
         plan.column_workers);
   for (int64_t j = 0; j < panels.count; ++j)
-    CHECK(panels.width(j) >= 1 && panels.width(j) <= isa.wide_panel_vectors, "panel of %d vectors", panels.width(j));
-  CHECK(plan.state_stride >= panels.padded_columns(), "state rows overlap");
-  CHECK(plan.packed_size == shape.groups * panels.packed_size(), "packed size");
-  CHECK(plan.states_size == 2 * shape.groups * shape.batch * plan.state_stride, "states size");
+    CHECK(panels.width(j) >= 1 && panels.width(j) <= tiling.wide_panel_vectors, "panel of %d vectors", panels.width(j));
+  CHECK(plan.state_stride >= std::max(panels.padded_columns(), panels.depth), "state rows overlap");
+  CHECK(plan.state_stride * tiling.state_bytes % 64 == 0, "state rows begin within a cache line");
+  CHECK(panels.depth >= shape.hidden && panels.depth < shape.hidden + tiling.depth_multiple, "depth");
+  CHECK(plan.packed_bytes == shape.groups * panels.packed_size() * tiling.packed_bytes, "packed size");
+  CHECK(plan.states_bytes == 2 * shape.groups * shape.batch * plan.state_stride * tiling.state_bytes, "states size");
   CHECK(!reason(plan, shape).empty() && plan.cycles <= plan.serial_cycles, "unexplained");
   // The order of summation may depend on H and the instruction set alone.
-  const Plan alone = make_plan({shape.time, 1, 1, shape.hidden}, element_size, isa, machine, 1);
+  const Plan alone = make_plan({shape.time, 1, 1, shape.hidden}, tiling, machine, 1);
   CHECK(plan.chains == alone.chains, "H=%ld: chains depend on more than H", long(shape.hidden));
   return failures;
 }
 
 int check_panels() {
-  for (int lanes : {4, 8, 16})
+  for (int lanes : {4, 8, 16}) {
+    const Tiling tiling = {lanes, 4, 4, 1, 4, 8, 3, 4, 1, 2.0};
     for (int64_t hidden = 1; hidden < 600; ++hidden) {
       const int64_t vectors = (hidden + lanes - 1) / lanes;
       for (int64_t count = (vectors + 7) / 8; count <= vectors; ++count) {
-        const Panels p(hidden, lanes, count);
+        const Panels p(hidden, tiling, count);
         int64_t columns = 0;
         for (int64_t j = 0; j < p.count; ++j) {
           CHECK(p.offset(j) == columns * hidden, "H=%ld panel %ld misplaced", long(hidden), long(j));
@@ -55,6 +57,7 @@ int check_panels() {
         CHECK(columns >= hidden && columns - hidden < lanes, "H=%ld: %ld columns", long(hidden), long(columns));
       }
     }
+  }
   return failures;
 }
 
@@ -64,19 +67,19 @@ int main() {
   if (check_panels()) return 1;
   for (const Machine& machine : kMachines)
     for (const Isa* isa : compiled_isas())
-      for (int element_size : {4, 8})
+      for (const Tiling& tiling : {isa->f32.tiling, isa->f64.tiling, isa->f16.tiling, isa->bf16.tiling})
         for (int threads : {1, 2, 3, 8, 64})
           for (int64_t time : {0, 1, 10, 100000})
             for (int64_t batch : {0, 1, 2, 3, 7, 32, 257})
               for (int64_t groups : {1, 2, 5})
                 for (int64_t hidden : {1, 2, 15, 16, 17, 63, 64, 65, 129, 256, 1000, 1024, 4096})
-                  if (check_invariants({time, batch, groups, hidden}, element_size, *isa, machine, threads)) return 1;
+                  if (check_invariants({time, batch, groups, hidden}, tiling, machine, threads)) return 1;
 
   // What a person would do, on a machine with 2 MiB of L2 a core.
   const Machine& machine = kMachines[1];
   const Isa& isa = *compiled_isas().back();
   auto plan = [&](int64_t t, int64_t b, int64_t g, int64_t h, int threads) {
-    return make_plan({t, b, g, h}, 4, isa, machine, threads);
+    return make_plan({t, b, g, h}, isa.f32.tiling, machine, threads);
   };
   CHECK(plan(100, 1, 1, 64, 2).workers() == 1, "a step of a tenth of a microsecond is not worth a barrier");
   CHECK(plan(100, 32, 1, 256, 2).row_workers == 2, "rows for every core need no barrier");
