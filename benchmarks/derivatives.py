@@ -8,6 +8,7 @@ Each row is one transform of one training loss. Its cost is also given in gradie
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -130,13 +131,24 @@ def too_dear(rows: list[Row]) -> list[str]:
     ]
 
 
+def keep_memory() -> None:
+    """Has the C library keep what is freed (glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD), as jemalloc would: a fresh
+    array of some megabytes is otherwise paged in anew each time, which can take as long as what is computed in it."""
+    libc = ctypes.CDLL(None)
+    for parameter in (-1, -3):
+        libc.mallopt(parameter, 2**30)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0, or 1 if a Hessian-vector product cost more than it should."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.derivatives", description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long each row takes")
     parser.add_argument("--only", metavar="TEXT", default="", help="only shapes whose label contains this")
+    parser.add_argument("--keep-memory", action="store_true", help="without the page faults of large fresh arrays")
     args = parser.parse_args(arguments)
+    if args.keep_memory:
+        keep_memory()
     torch.set_num_threads(args.threads)
     rows = [row for shape in SHAPES if args.only in str(shape) for row in measure(shape, args.seconds)]
     print("ms, medians\n\n" + table(rows))
