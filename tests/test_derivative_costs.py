@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, hessian, jvp, vmap
+from torch.func import functional_call, grad, hessian, jvp, stack_module_state, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnn_ext
@@ -90,6 +90,25 @@ def test_per_sample_gradients_are_those_of_samples() -> None:
     together = vmap(grad(loss), (None, 1))(weights, x)
     for i in range(x.shape[1]):
         torch.testing.assert_close({n: g[i] for n, g in together.items()}, grad(loss)(weights, x[:, i]))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_an_ensemble_is_its_members(bidirectional: bool) -> None:
+    members = [rnn_ext.RNN(3, 4, 2, bidirectional=bidirectional) for _ in range(5)]
+    weights, _ = stack_module_state(members)
+    x = torch.randn(7, 2, 3)
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        output, h_n = functional_call(members[0], weights, (x,))
+        return output.pow(2).sum() + h_n.sum(), output
+
+    for x_dim, inputs in ((None, x), (0, torch.randn(5, 7, 2, 3))):
+        together, outputs = vmap(grad(loss, has_aux=True), (0, x_dim))(weights, inputs)
+        for i, member in enumerate(members):
+            own = inputs if x_dim is None else inputs[i]
+            torch.testing.assert_close(outputs[i], member(own)[0])
+            expected = grad(loss, has_aux=True)({n: p.detach() for n, p in member.named_parameters()}, own)[0]
+            torch.testing.assert_close({n: g[i] for n, g in together.items()}, expected)
 
 
 def test_both_hessian_vector_products_agree() -> None:
