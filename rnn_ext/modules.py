@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnn_ext import functional, ops
+from rnn_ext import functional
 
 
 class RNN(nn.RNNBase):
@@ -77,8 +78,8 @@ class RNN(nn.RNNBase):
             # A parametrized or pruned weight is an attribute, computed or set, and not a parameter.
             weight = own.get(name)
             weights.append(getattr(self, name) if weight is None else weight)
-        # What the exporter and the compiler put in the parameters' place while they record is not to be kept.
-        if not ops.recorded() and (
+        # What the exporter puts in the parameters' place while it records is not to be kept.
+        if not torch.compiler.is_exporting() and (
             len(weights) != len(self._flat_weights)
             or any(a is not b for a, b in zip(weights, self._flat_weights, strict=True))
         ):

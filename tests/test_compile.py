@@ -195,3 +195,11 @@ def test_torchscript() -> None:
     assert type(model[1]) is rnn_ext.RNN
     cell = rnn_ext.RNNCell(3, 4)
     torch.testing.assert_close(torch.jit.script(cell)(x[0]), cell(x[0]))
+
+
+def test_compiled_with_weights_of_another_dtype() -> None:
+    model, x = rnn_ext.RNN(3, 4), torch.randn(5, 2, 3, dtype=torch.float64)
+    weights = {name: p.double() for name, p in model.named_parameters()}
+    compiled = torch.compile(lambda w, x: torch.func.functional_call(model, w, x), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(weights, x), torch.func.functional_call(model, weights, x))
+    assert model(x.float())[0].dtype == torch.float32
