@@ -20,8 +20,13 @@ import rnn_ext
 # Different from each other and from every batch below: sizes that happen to be equal are one symbol to the compiler.
 INPUT, HIDDEN = 11, 13
 SIZES = ((5, 3), (7, 3), (7, 4), (9, 2), (40, 17))
-T, B = Dim("T"), Dim("B")
-DYNAMIC = {"dense": ({0: T, 1: B},), "hx": ({0: T, 1: B}, {1: B}), "lengths": ({0: T, 1: B}, {0: B})}
+T, B, N = Dim("T"), Dim("B"), Dim("N")
+DYNAMIC = {
+    "dense": ({0: T, 1: B},),
+    "hx": ({0: T, 1: B}, {1: B}),
+    "lengths": ({0: T, 1: B}, {0: B}),
+    "parts": (({0: N}, {0: T}, {0: B}, {0: B}),),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +46,22 @@ class Lengths(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         rnn = self.rnn
         return rnn_ext.functional.rnn(x, rnn._weights(), bidirectional=bool(rnn.bidirectional), lengths=lengths)
+
+
+class Packed(nn.Module):
+    """The module on a packed batch, which comes and goes as tensors: exported programs have no named tuples."""
+
+    def __init__(self, rnn: rnn_ext.RNN) -> None:
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, *parts: Tensor) -> tuple[Tensor, Tensor]:
+        output, h_n = self.rnn(PackedSequence(*parts))
+        return output.data, h_n
+
+
+def exported(kind: str, rnn: rnn_ext.RNN) -> nn.Module:
+    return {"lengths": Lengths, "parts": Packed}.get(kind, lambda rnn: rnn)(rnn)
 
 
 def ragged(time: int, batch: int) -> Tensor:
@@ -66,7 +87,12 @@ def length_arguments(time: int, batch: int, grad: bool) -> tuple[Any, ...]:
     return *dense_arguments(time, batch, grad), ragged(time, batch)
 
 
+def part_arguments(time: int, batch: int, grad: bool) -> tuple[Any, ...]:
+    return tuple(packed_arguments(time, batch, grad)[0])
+
+
 ARGUMENTS = {"dense": dense_arguments, "hx": hidden_arguments, "packed": packed_arguments, "lengths": length_arguments}
+EXPORTED = {"dense": dense_arguments, "hx": hidden_arguments, "lengths": length_arguments, "parts": part_arguments}
 
 
 def tensors(values: Any) -> list[Tensor]:
@@ -141,11 +167,11 @@ def test_inductor_trains() -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("kind", ["dense", "hx", "lengths"])
+@pytest.mark.parametrize("kind", EXPORTED)
 def test_export_with_dynamic_sizes(kind: str, strict: bool) -> None:
     rnn = rnn_ext.RNN(INPUT, HIDDEN, 2, bidirectional=True)
-    module = Lengths(rnn) if kind == "lengths" else rnn
-    arguments = ARGUMENTS[kind](5, 3, False)
+    module = exported(kind, rnn)
+    arguments = EXPORTED[kind](5, 3, False)
     before = [id(w) for w in rnn._flat_weights]
     program = torch.export.export(module, arguments, dynamic_shapes=DYNAMIC[kind], strict=strict)
     assert [id(w) for w in rnn._flat_weights] == before  # and not what the exporter put in their place
@@ -157,10 +183,10 @@ def test_export_with_dynamic_sizes(kind: str, strict: bool) -> None:
     targets = [n.target for n in decomposed.graph.nodes]
     assert targets.count(torch.ops.rnn_ext.recurrence.default) == 2
     assert torch.ops.rnn_ext.layer.default not in targets
-    for exported in (program, torch.export.load(buffer), decomposed):
-        run = exported.module()
+    for way in (program, torch.export.load(buffer), decomposed):
+        run = way.module()
         for size in (*SIZES, (1, 1), (1, 4)):
-            arguments = ARGUMENTS[kind](*size, False)
+            arguments = EXPORTED[kind](*size, False)
             torch.testing.assert_close(run(*arguments), module(*arguments))
 
 
@@ -172,15 +198,15 @@ def test_an_exported_module_trains() -> None:
     torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("kind", ["dense", "lengths"])
+@pytest.mark.parametrize("kind", ["dense", "lengths", "parts"])
 def test_aotinductor_package(kind: str, tmp_path: Path) -> None:
     rnn = rnn_ext.RNN(INPUT, HIDDEN, 2, "relu", bidirectional=True)
-    module = Lengths(rnn) if kind == "lengths" else rnn
-    program = torch.export.export(module, ARGUMENTS[kind](5, 3, False), dynamic_shapes=DYNAMIC[kind])
+    module = exported(kind, rnn)
+    program = torch.export.export(module, EXPORTED[kind](5, 3, False), dynamic_shapes=DYNAMIC[kind])
     path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "rnn.pt2"))
     run = torch._inductor.aoti_load_package(path)
     for size in (*SIZES, (1, 1)):
-        arguments = ARGUMENTS[kind](*size, False)
+        arguments = EXPORTED[kind](*size, False)
         torch.testing.assert_close(tuple(run(*arguments)), module(*arguments))
 
 
