@@ -229,3 +229,16 @@ def test_compiled_with_weights_of_another_dtype() -> None:
     compiled = torch.compile(lambda w, x: torch.func.functional_call(model, w, x), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(weights, x), torch.func.functional_call(model, weights, x))
     assert model(x.float())[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["dense", "lengths", "packed"])
+def test_the_exported_op_keeps_its_contract(kind: str) -> None:
+    (packed,) = packed_arguments(5, 3, True)
+    x = packed.data if kind == "packed" else torch.randn(5, 3, INPUT, requires_grad=True)
+    shapes = ((2 * HIDDEN, INPUT), (2 * HIDDEN, HIDDEN), (2 * HIDDEN,), (2 * HIDDEN,))
+    weights = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    h0 = torch.randn(2, 3, HIDDEN, requires_grad=True)
+    batch_sizes = packed.batch_sizes if kind == "packed" else None
+    lengths = ragged(5, 3) if kind == "lengths" else None
+    arguments = (x, h0, *weights, batch_sizes, lengths, "tanh", (1, -1))
+    torch.library.opcheck(torch.ops.rnn_ext.layer.default, arguments)
