@@ -88,7 +88,7 @@ def rnn(
         h0 = hx
         if hx is not None and layers > 1:
             h0 = hx[k * directions : (k + 1) * directions]
-        if x.dim() == 3 and x.shape[0] == 1 and torch.is_grad_enabled() and not ops.recorded():
+        if not ops.recorded() and x.dim() == 3 and x.shape[0] == 1 and torch.is_grad_enabled():
             x, h_n = _single_step(x[0], groups, h0, nonlinearity)
         else:
             x, h_n = layer(x, groups, h0, nonlinearity, batch_sizes, lengths)

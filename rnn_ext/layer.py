@@ -44,9 +44,37 @@ def layer(
         w_ih, w_hh, *biases = (torch.cat(parts) for parts in zip(*groups, strict=True))
     b_ih, b_hh = biases or (None, None)
     rest = (batch_sizes, lengths, nonlinearity, _DIRECTIONS[len(groups)])
+    if torch.compiler.is_exporting():
+        return torch.ops.rnn_ext.layer(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
     if ops.has_kernel(x.device, x.dtype) and ops.plain_reverse_mode(x, h0, w_ih, w_hh, b_ih, b_hh):
         return Layer.apply(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
-    return ops.recurrence(_project(x, w_ih, b_ih, b_hh), h0, w_hh, *rest)
+    return _composed(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
+
+
+def _composed(
+    x: Tensor,
+    h0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    nonlinearity: str,
+    direction: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    u = _project(x, w_ih, b_ih, b_hh)
+    return ops.recurrence(u, h0, w_hh, batch_sizes, lengths, nonlinearity, direction)
+
+
+# The layer as a name in exported programs, for whoever translates them to a format that has recurrent layers
+# (rnn_ext.onnx). To PyTorch it is an abbreviation: run_decompositions and every compiler write it out.
+_library = torch.library.Library("rnn_ext", "FRAGMENT")
+_library.define(
+    "layer(Tensor x, Tensor? h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? batch_sizes, "
+    "Tensor? lengths, str nonlinearity, int[] direction) -> (Tensor, Tensor)"
+)
+_library.impl("layer", _composed, "CompositeImplicitAutograd")
 
 
 def _project(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ sequences are ``(T, B, G*H)``, or packed ``(N, G*H)``; states are ``(G, B, H)``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,12 +43,14 @@ class Layout(NamedTuple):
         return found
 
 
-def _rows(sequence: Tensor, start: int, end: int, groups: int) -> Tensor:
-    """Groups ``start`` to ``end`` of a sequence tensor."""
-    if end - start == groups:
-        return sequence
-    hidden = sequence.shape[-1] // groups
-    return sequence[..., start * hidden : end * hidden]
+def _by_run(sequence: Tensor, layout: Layout) -> Sequence[Tensor]:
+    """The columns of each run of groups. A split, since its gradient is one concatenation; slices' are a tensor of
+    zeros each, partly filled, and their sum."""
+    runs = layout.runs()
+    if len(runs) == 1:
+        return [sequence]
+    hidden = sequence.shape[-1] // max(1, len(layout.direction))
+    return sequence.split([(end - start) * hidden for start, end, _ in runs], -1)
 
 
 def states_to_rows(states: Tensor) -> Tensor:
@@ -108,10 +111,8 @@ def previous(sequence: Tensor, first: Tensor | None, layout: Layout) -> Tensor:
     Returns:
         A tensor like ``sequence``; zero where a padded row has ended.
     """
-    groups = len(layout.direction)
     shifted = []
-    for start, end, direction in layout.runs():
-        part = _rows(sequence, start, end, groups)
+    for (start, end, direction), part in zip(layout.runs(), _by_run(sequence, layout), strict=True):
         head = part.new_zeros(part.shape[-1]) if first is None else states_to_rows(first[start:end])
         if layout.batch_sizes is not None:
             index = _packed_previous(layout.batch_sizes, part.shape[0], direction)
@@ -136,10 +137,8 @@ def previous(sequence: Tensor, first: Tensor | None, layout: Layout) -> Tensor:
 
 def last(sequence: Tensor, layout: Layout) -> Tensor:
     """``(G, B, H)``: what each sequence holds at the last step of its own time."""
-    groups = len(layout.direction)
     parts = []
-    for start, end, direction in layout.runs():
-        part = _rows(sequence, start, end, groups)
+    for (start, end, direction), part in zip(layout.runs(), _by_run(sequence, layout), strict=True):
         if layout.batch_sizes is not None:
             if direction == 1:
                 rows = part.index_select(0, _packed_ends(layout.batch_sizes).to(part.device))
@@ -183,12 +182,12 @@ def weight_gradient(
         s_first: ``(G, B, H)``, ``s`` at each sequence's first step; used only with ``seed``.
         seed: ``(G, B, H)``, the states before the first step; None if they were zero.
     """
-    groups, hidden = len(layout.direction), y.shape[-1] // max(1, len(layout.direction))
+    hidden = y.shape[-1] // max(1, len(layout.direction))
     if layout.batch_sizes is not None:
         y, seed = previous(y, seed, layout), None
     blocks = []
-    for start, end, direction in layout.runs():
-        s_rows, y_rows = _rows(s, start, end, groups), _rows(y, start, end, groups)
+    parts = zip(layout.runs(), _by_run(s, layout), _by_run(y, layout), strict=True)
+    for (start, end, direction), s_rows, y_rows in parts:
         if layout.batch_sizes is None:
             # Shifted against each other by one step; views, so that the GEMM reads s and y where they are.
             s_rows, y_rows = (s_rows[1:], y_rows[:-1]) if direction == 1 else (s_rows[:-1], y_rows[1:])

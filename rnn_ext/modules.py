@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -77,12 +78,21 @@ class RNN(nn.RNNBase):
             # A parametrized or pruned weight is an attribute, computed or set, and not a parameter.
             weight = own.get(name)
             weights.append(getattr(self, name) if weight is None else weight)
-        if len(weights) != len(self._flat_weights) or any(
-            a is not b for a, b in zip(weights, self._flat_weights, strict=True)
+        # What the exporter puts in the parameters' place while it records is not to be kept.
+        if not torch.compiler.is_exporting() and (
+            len(weights) != len(self._flat_weights)
+            or any(a is not b for a, b in zip(weights, self._flat_weights, strict=True))
         ):
             self._flat_weights = weights
         size = 4 if self.bias else 2
         return [weights[i : i + size] for i in range(0, len(weights), size)]
+
+    def __prepare_scriptable__(self) -> Any:
+        # What torch.jit.script asks first of every module. It compiles Python's source, which is not all there is here.
+        raise TypeError(
+            "torch.jit.script cannot compile rnn_ext.RNN; use torch.export or torch.jit.trace, or script torch's own "
+            "RNN with the same weights: torch.jit.script(rnn_ext.to_torch(copy.deepcopy(model)))"
+        )
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None

@@ -152,22 +152,6 @@ def test_checkpointing() -> None:
     torch.testing.assert_close(ours.weight_hh_l0.grad, theirs.weight_hh_l0.grad)
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_compile_without_a_graph_break(training: bool) -> None:
-    ours, theirs = pair(3, 4, 2, bidirectional=True)
-    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
-    for time, batch in ((5, 2), (7, 3), (9, 4)):
-        x = torch.randn(time, batch, 3, requires_grad=training)
-        with torch.set_grad_enabled(training):
-            a, b = compiled(x), theirs(x)
-        torch.testing.assert_close(a, b)
-        if training:
-            torch.testing.assert_close(
-                torch.autograd.grad(a[0].sum(), [x, *ours.parameters()]),
-                torch.autograd.grad(b[0].sum(), [x, *theirs.parameters()]),
-            )
-
-
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("packed", [False, True])
 def test_trace_save_and_load(packed: bool) -> None:
