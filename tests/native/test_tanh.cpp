@@ -104,8 +104,11 @@ int main() {
     best = isa;
     if (check_double(*isa) || check_special(*isa)) return 1;
   }
+  void (*done)(const float*, float*, int64_t) = nullptr;
   for (const Isa* isa : compiled_isas()) {
-    if (!isa->supported()) continue;
+    // The last ones are the one before with another kernel for bfloat16.
+    if (!isa->supported() || isa->tanh_f32 == done) continue;
+    done = isa->tanh_f32;
     uint32_t where = 0;
     const double error = worst_float(*isa, *best, &where);
     std::printf("%-9s tanh float32: at most %.3f ULP, at %.9g\n", isa->name, error, float_of(where));
