@@ -7,12 +7,14 @@ layers, dropout.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rnn_ext import ops
+from rnn_ext.checkpoint import check_arguments, checkpointed
 from rnn_ext.layer import layer
 from rnn_ext.layout import zero_where_ended
 
@@ -40,7 +42,9 @@ def rnn(
     training: bool = False,
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    checkpoint_every: int | None = None,
+    return_all_layers: bool = False,
+) -> tuple[Any, Tensor]:
     """A stack of Elman layers over a whole sequence.
 
     Each layer computes ``h_t = phi(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``, as ``torch.nn.RNN`` does.
@@ -58,12 +62,16 @@ def rnn(
         batch_sizes: int64 ``(T,)`` on the CPU, of a ``PackedSequence``.
         lengths: int64 ``(B,)`` on the CPU, for padded input of ragged length: outputs after a sequence's end are
             zero, ``h_n`` is each sequence's own last state.
+        checkpoint_every: in training, keep only the states of every so many steps, and compute those between again
+            in backward (:mod:`rnn_ext.checkpoint`); None for keeping all of them.
+        return_all_layers: the first result is a list of every layer's output, before dropout, the last one the output.
 
     Returns:
         ``(output, h_n)``: ``(T, B, directions * H)``, or packed, and ``(layers * directions, B, H)``.
 
     Raises:
-        ValueError: an unknown nonlinearity, or a number of weight groups that does not fit.
+        ValueError: an unknown nonlinearity, a number of weight groups that does not fit, or ``checkpoint_every`` that
+            is not positive or comes with ragged sequences or ``return_all_layers``.
         RuntimeError: a shape or dtype that does not fit.
     """
     _check_nonlinearity(nonlinearity)
@@ -72,7 +80,6 @@ def rnn(
         raise ValueError(
             f"weights must hold one group for each layer and direction ({directions} directions), got {len(weights)}"
         )
-    layers = len(weights) // directions
     device_type = input.device.type
     if torch._C._is_any_autocast_enabled() and device_type != "meta" and torch.is_autocast_enabled(device_type):
         # nn.RNN's op is on autocast's list of those to run in the lower precision.
@@ -80,9 +87,37 @@ def rnn(
         input = _autocast(input, dtype)
         hx = None if hx is None else _autocast(hx, dtype)
         weights = [[_autocast(w, dtype) for w in group] for group in weights]
-    states = []
+    direction = (1, -1) if bidirectional else (1,)
+    dropped = dropout if training else 0.0
+
+    def run(x: Tensor, weights: Sequence[Weights], hx: Tensor | None, direction: Sequence[int]) -> Any:
+        return _stack(x, weights, hx, nonlinearity, direction, dropped, batch_sizes, lengths)
+
+    if checkpoint_every is not None:
+        check_arguments(checkpoint_every, batch_sizes is not None or lengths is not None, return_all_layers)
+        if ops.plain_reverse_mode(input, hx, *(w for group in weights for w in group)):
+            return checkpointed(run, input, weights, hx, direction, checkpoint_every, dropped)
+    outputs, h_n = run(input, weights, hx, direction)
+    return [_detachable(h) for h in outputs] if return_all_layers else _detachable(outputs[-1]), h_n
+
+
+def _stack(
+    x: Tensor,
+    weights: Sequence[Weights],
+    hx: Tensor | None,
+    nonlinearity: str,
+    direction: Sequence[int],
+    dropout: float,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[list[Tensor], Tensor]:
+    """Every layer's output, and all of their last states."""
+    directions = len(direction)
+    layers = len(weights) // directions
+    outputs, states = [], []
     # What stands in the padding must not reach W_ih's gradient, and zero times NaN is NaN.
-    x = input if lengths is None else zero_where_ended(input, lengths)
+    if lengths is not None:
+        x = zero_where_ended(x, lengths)
     for k in range(layers):
         groups = weights[k * directions : (k + 1) * directions]
         h0 = hx
@@ -91,11 +126,12 @@ def rnn(
         if not ops.recorded() and x.dim() == 3 and x.shape[0] == 1 and torch.is_grad_enabled():
             x, h_n = _single_step(x[0], groups, h0, nonlinearity)
         else:
-            x, h_n = layer(x, groups, h0, nonlinearity, batch_sizes, lengths)
+            x, h_n = layer(x, groups, h0, nonlinearity, batch_sizes, lengths, direction)
+        outputs.append(x)
         states.append(h_n)
-        if dropout and training and k < layers - 1:
+        if dropout and k < layers - 1:
             x = F.dropout(x, dropout, True)
-    return _detachable(x), states[0] if layers == 1 else torch.cat(states)
+    return outputs, states[0] if layers == 1 else torch.cat(states)
 
 
 def _autocast(t: Tensor, dtype: torch.dtype) -> Tensor:

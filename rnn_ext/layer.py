@@ -14,8 +14,6 @@ from torch import Tensor
 
 from rnn_ext import ops
 
-_DIRECTIONS = {1: (1,), 2: (1, -1)}
-
 
 def layer(
     x: Tensor,
@@ -24,6 +22,7 @@ def layer(
     nonlinearity: str,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
+    direction: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """All directions of one layer, as the groups of one recurrence.
 
@@ -34,6 +33,7 @@ def layer(
         nonlinearity: "tanh" or "relu".
         batch_sizes: as in :func:`rnn_ext.ops.recurrence`.
         lengths: as in :func:`rnn_ext.ops.recurrence`.
+        direction: as in :func:`rnn_ext.ops.recurrence`, one for each of the groups.
 
     Returns:
         ``(h, h_n)``: ``(T, B, directions * H)``, or packed, and ``(directions, B, H)``.
@@ -43,7 +43,7 @@ def layer(
     else:
         w_ih, w_hh, *biases = (torch.cat(parts) for parts in zip(*groups, strict=True))
     b_ih, b_hh = biases or (None, None)
-    rest = (batch_sizes, lengths, nonlinearity, _DIRECTIONS[len(groups)])
+    rest = (batch_sizes, lengths, nonlinearity, tuple(direction))
     if torch.compiler.is_exporting():
         return torch.ops.rnn_ext.layer(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
     if ops.has_kernel(x.device, x.dtype) and ops.plain_reverse_mode(x, h0, w_ih, w_hh, b_ih, b_hh):

@@ -7,6 +7,7 @@ trace. Nothing numeric is here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,19 +96,42 @@ class RNN(nn.RNNBase):
         )
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """Runs the layers over a whole sequence; see the class."""
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        checkpoint_every: int | None = None,
+        return_all_layers: bool = False,
+    ) -> tuple[Any, Tensor]:
+        """Runs the layers over a whole sequence.
+
+        Args:
+            input: see the class.
+            hx: see the class.
+            lengths: int64 ``(N,)``, for padded input of ragged length, in any order: outputs after a sequence's end
+                are zero, ``h_n`` holds each sequence's own last states, and a reversed direction begins at its end.
+            checkpoint_every: in training, keep only the states of every so many steps, and compute those between
+                again in backward; None for keeping all of them. For sequences of one length.
+            return_all_layers: the first result is a list of every layer's output, before dropout; the last is the
+                output.
+
+        Raises:
+            ValueError: ``lengths`` with a ``PackedSequence`` or unbatched input, not an int64 ``(N,)``, or out of
+                range; ``checkpoint_every`` that is not positive, or with ragged sequences or ``return_all_layers``.
+        """
         weights = self._weights()
         if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths is for padded input; a PackedSequence has its own")
             data, batch_sizes, sorted_indices, unsorted_indices = input
             if hx is not None:
                 hx = self.permute_hidden(hx, sorted_indices)
                 self.check_forward_args(data, hx, batch_sizes)
             else:
                 self.check_input(data, batch_sizes)
-            output, h_n = self._run(data, hx, weights, batch_sizes)
-            packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+            outputs, h_n = self._run(data, hx, weights, batch_sizes, None, checkpoint_every, return_all_layers)
+            packed = _each(lambda h: PackedSequence(h, batch_sizes, sorted_indices, unsorted_indices), outputs)
             return packed, self.permute_hidden(h_n, unsorted_indices)
 
         dims = input.dim()
@@ -129,16 +153,27 @@ class RNN(nn.RNNBase):
             self.check_hidden_size(hx, (states, input.shape[1], self.hidden_size))
         if input.shape[0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        output, h_n = self._run(input, hx, weights, None)
+        if lengths is not None:
+            if not batched:
+                raise ValueError("lengths is for batched input; an unbatched sequence is its own length")
+            lengths = _checked_lengths(lengths, input.shape[0], input.shape[1])
+        outputs, h_n = self._run(input, hx, weights, None, lengths, checkpoint_every, return_all_layers)
         if batch_first:
-            output = output.transpose(0, 1)
+            outputs = _each(lambda h: h.transpose(0, 1), outputs)
         if not batched:
-            output, h_n = output.squeeze(1), h_n.squeeze(1)
-        return output, h_n
+            outputs, h_n = _each(lambda h: h.squeeze(1), outputs), h_n.squeeze(1)
+        return outputs, h_n
 
     def _run(
-        self, input: Tensor, hx: Tensor | None, weights: list[list[Tensor]], batch_sizes: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        input: Tensor,
+        hx: Tensor | None,
+        weights: list[list[Tensor]],
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
+        checkpoint_every: int | None,
+        return_all_layers: bool,
+    ) -> tuple[Any, Tensor]:
         return functional.rnn(
             input,
             weights,
@@ -148,7 +183,26 @@ class RNN(nn.RNNBase):
             dropout=self.dropout,
             training=self.training,
             batch_sizes=batch_sizes,
+            lengths=lengths,
+            checkpoint_every=checkpoint_every,
+            return_all_layers=return_all_layers,
         )
+
+
+def _each(change: Callable[[Tensor], Any], outputs: Any) -> Any:
+    """Of one layer's output, or of a list of every layer's."""
+    return [change(h) for h in outputs] if isinstance(outputs, list) else change(outputs)
+
+
+def _checked_lengths(lengths: Any, time: int, batch: int) -> Tensor:
+    if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64 or lengths.shape != (batch,):
+        got = f"{lengths.dtype} {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise ValueError(f"lengths must be an int64 tensor of shape ({batch},), one entry a sequence, got {got}")
+    lengths = lengths.cpu()
+    # The compiler has no values to look at; the kernel checks them again.
+    if batch and not torch.compiler.is_compiling() and not 1 <= int(lengths.min()) <= int(lengths.max()) <= time:
+        raise ValueError(f"lengths must be from 1 to the padded length {time}, got {lengths.tolist()}")
+    return lengths
 
 
 class RNNCell(nn.RNNCell):

@@ -149,6 +149,22 @@ def _(make: Make) -> None:
     assert not isinstance(program.model.graph.inputs[0].shape[0], int)
 
 
+@row("[`lengths=`](docs/sequences.md) for a padded batch, in any order")
+def _(make: Make) -> None:
+    output, _ = make(3, 4)(torch.randn(5, 2, 3), lengths=torch.tensor([2, 5]))
+    assert output[2:, 0].eq(0).all() and output[:, 1].ne(0).all()
+
+
+@row("[`return_all_layers=True`](docs/sequences.md#every-layers-states)")
+def _(make: Make) -> None:
+    assert len(make(3, 4, 2)(torch.randn(5, 2, 3), return_all_layers=True)[0]) == 2
+
+
+@row("[`checkpoint_every=k`](docs/sequences.md#long-sequences-checkpointing): long sequences in little memory")
+def _(make: Make) -> None:
+    make(3, 4)(torch.randn(5, 2, 3), checkpoint_every=2)[0].sum().backward()
+
+
 @row("`torch.jit.script`")
 def _(make: Make) -> None:
     torch.jit.script(nn.Sequential(make(3, 4)))(torch.randn(5, 2, 3))

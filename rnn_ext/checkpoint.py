@@ -1,0 +1,89 @@
+"""Long sequences in little memory: BPTT in chunks of time, whose states are computed again in backward.
+
+A training step keeps T states a layer. Cut into chunks of k steps, with a checkpoint (``torch.utils.checkpoint``) for
+each, it keeps the T / k states between chunks, and in backward the k states of the one chunk at work: least for k near
+the square root of T. The price is a second forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def check_arguments(every: int, ragged: bool, return_all_layers: bool) -> None:
+    """Raises ValueError for what cannot be checkpointed."""
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise ValueError(f"checkpoint_every must be a positive int, got {every!r}")
+    if ragged:
+        raise ValueError("checkpoint_every takes sequences of one length; got a packed sequence or lengths")
+    if return_all_layers:
+        raise ValueError("checkpoint_every keeps no layer's states, so it excludes return_all_layers")
+
+
+def checkpointed(
+    run: Callable[[Tensor, Sequence[Any], Tensor | None, Sequence[int]], tuple[list[Tensor], Tensor]],
+    x: Tensor,
+    weights: Sequence[Sequence[Tensor]],
+    hx: Tensor | None,
+    direction: Sequence[int],
+    every: int,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """A stack of layers in chunks of ``every`` steps.
+
+    Layers of one direction go through time together, so nothing but the last one's output is as long as the sequence.
+    With two, a layer needs all of the one before, and each direction has chunks of its own.
+
+    Args:
+        run: ``(x, weights, hx, direction)`` to every layer's output and the last states, for a part of the time.
+        x: ``(T, B, features)``.
+        weights: by layer and direction.
+        hx: ``(layers * directions, B, H)`` or None.
+        direction: 1 and -1, of each direction.
+        every: steps in a chunk.
+        dropout: probability with which an output of a layer but the last is zeroed. Where layers go through time
+            together, ``run`` does that, and the masks are drawn chunk by chunk.
+
+    Returns:
+        ``(output, h_n)`` of the whole.
+    """
+    if len(direction) == 1:
+        return _through_time(run, x, weights, hx, direction[0], every)
+    states = []
+    for k in range(0, len(weights), len(direction)):
+        halves = [
+            _through_time(run, x, weights[k + d : k + d + 1], None if hx is None else hx[k + d : k + d + 1], way, every)
+            for d, way in enumerate(direction)
+        ]
+        x = torch.cat([output for output, _ in halves], -1)
+        if dropout and k + len(direction) < len(weights):
+            x = F.dropout(x, dropout, True)
+        states += [h_n for _, h_n in halves]
+    return x, torch.cat(states)
+
+
+def _through_time(
+    run: Callable[..., tuple[list[Tensor], Tensor]],
+    x: Tensor,
+    weights: Sequence[Sequence[Tensor]],
+    h: Tensor | None,
+    way: int,
+    every: int,
+) -> tuple[Tensor, Tensor]:
+    def chunk_of(part: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        outputs, h_n = run(part, weights, h, (way,))
+        return outputs[-1], h_n
+
+    chunks = x.split(every)
+    outputs = []
+    for part in chunks if way == 1 else chunks[::-1]:
+        output, h = checkpoint(chunk_of, part, h, use_reentrant=False)
+        outputs.append(output)
+    assert h is not None
+    return torch.cat(outputs if way == 1 else outputs[::-1]), h
