@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_ext import functional
+from rnn_ext.nested import Jagged
 
 
 class RNN(nn.RNNBase):
@@ -36,9 +37,9 @@ class RNN(nn.RNNBase):
 
     Shape:
         - input: ``(T, N, input_size)``, ``(N, T, input_size)`` with ``batch_first``, ``(T, input_size)``
-          unbatched, or a ``PackedSequence``.
+          unbatched, a ``PackedSequence``, or a jagged nested tensor ``(N, j, input_size)``.
         - hx: ``(num_layers * directions, N, hidden_size)``, without N if unbatched; zeros if absent.
-        - output: as ``input``, with ``directions * hidden_size`` features; packed if the input was.
+        - output: as ``input``, with ``directions * hidden_size`` features; packed or nested if the input was.
         - h_n: as ``hx``.
 
     Raises:
@@ -134,6 +135,15 @@ class RNN(nn.RNNBase):
             packed = _each(lambda h: PackedSequence(h, batch_sizes, sorted_indices, unsorted_indices), outputs)
             return packed, self.permute_hidden(h_n, unsorted_indices)
 
+        if input.is_nested:
+            if lengths is not None:
+                raise ValueError("lengths is for padded input; a nested tensor has its own")
+            jagged = Jagged(input)
+            packed, h_n = self(
+                jagged.pack(input), hx, checkpoint_every=checkpoint_every, return_all_layers=return_all_layers
+            )
+            return _each(jagged.unpack, packed), h_n
+
         dims = input.dim()
         if dims not in (2, 3):
             raise ValueError(f"RNN: Expected input to be 2D or 3D, got {dims}D tensor instead")
@@ -189,7 +199,7 @@ class RNN(nn.RNNBase):
         )
 
 
-def _each(change: Callable[[Tensor], Any], outputs: Any) -> Any:
+def _each(change: Callable[[Any], Any], outputs: Any) -> Any:
     """Of one layer's output, or of a list of every layer's."""
     return [change(h) for h in outputs] if isinstance(outputs, list) else change(outputs)
 

@@ -155,6 +155,12 @@ def _(make: Make) -> None:
     assert output[2:, 0].eq(0).all() and output[:, 1].ne(0).all()
 
 
+@row("[Jagged nested tensors](docs/sequences.md#nested-tensors) in and out")
+def _(make: Make) -> None:
+    x = torch.nested.nested_tensor([torch.randn(5, 3), torch.randn(2, 3)], layout=torch.jagged)
+    assert make(3, 4)(x)[0].is_nested
+
+
 @row("[`return_all_layers=True`](docs/sequences.md#every-layers-states)")
 def _(make: Make) -> None:
     assert len(make(3, 4, 2)(torch.randn(5, 2, 3), return_all_layers=True)[0]) == 2

@@ -55,6 +55,39 @@ def test_lengths_where_they_do_not_belong() -> None:
         module(torch.randn(4, 3), lengths=torch.tensor([4]))
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("lengths", [(3, 7, 1, 5), (4,), (2, 2), (1, 6)])
+def test_nested_tensors(lengths: tuple[int, ...], bidirectional: bool, batch_first: bool) -> None:
+    module = rnn_ext.RNN(3, 5, 2, bidirectional=bidirectional, batch_first=batch_first).double()
+    sequences = [torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in lengths]
+    hx = torch.randn(4 if bidirectional else 2, len(lengths), 5, dtype=torch.float64)
+    nested = torch.nested.as_nested_tensor(sequences, layout=torch.jagged)
+    output, h_n = module(nested, hx)
+    inputs = [*sequences, *module.parameters()]
+    grads = torch.autograd.grad(output.values().pow(2).sum() + h_n.sum(), inputs)
+    each = [module(x.unsqueeze(0 if batch_first else 1), hx[:, i : i + 1]) for i, x in enumerate(sequences)]
+    for i, h in enumerate(output.unbind()):
+        torch.testing.assert_close(h, each[i][0].squeeze(0 if batch_first else 1))
+    torch.testing.assert_close(h_n, torch.cat([last for _, last in each], 1))
+    expected = torch.autograd.grad(sum(h.pow(2).sum() + last.sum() for h, last in each), inputs)
+    torch.testing.assert_close(grads, expected)
+    doubled = module(nested * 2)[0] + output  # of the same raggedness
+    assert doubled.is_nested
+    layers, _ = module(nested, return_all_layers=True)
+    assert [h.is_nested for h in layers] == [True, True]
+
+
+def test_bad_nested_tensors() -> None:
+    module = rnn_ext.RNN(3, 5)
+    with pytest.raises(ValueError, match=r"with layout=torch.jagged and without holes, got 3 dimensions, layout"):
+        module(torch.nested.nested_tensor([torch.randn(2, 3)]))
+    with pytest.raises(ValueError, match=r"must have at least one step, got \[2, 0\]"):
+        module(torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(0, 3)], layout=torch.jagged))
+    with pytest.raises(ValueError, match="a nested tensor has its own"):
+        module(torch.nested.nested_tensor([torch.randn(2, 3)], layout=torch.jagged), lengths=torch.tensor([2]))
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", ["padded", "batch first", "unbatched", "packed"])
 def test_return_all_layers(kind: str, bidirectional: bool) -> None:
