@@ -7,6 +7,7 @@ Trains on its share of the rows. Rank 0 writes the weights to OUT/weights.pt, al
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -83,6 +84,10 @@ def main(way: str, out: Path) -> None:
     set_model_state_dict(model, state["model"])
     again = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     assert all(torch.equal(again[name], weights[name]) for name in weights)
+    # The wrapper goes before the group: where it holds the last reference, its destructor waits, with the interpreter's
+    # lock, for a thread of Gloo that may be waiting for that lock.
+    del wrapped
+    gc.collect()
     dist.destroy_process_group()
 
 
