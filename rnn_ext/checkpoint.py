@@ -21,7 +21,7 @@ def check_arguments(every: int, ragged: bool, return_all_layers: bool) -> None:
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise ValueError(f"checkpoint_every must be a positive int, got {every!r}")
     if ragged:
-        raise ValueError("checkpoint_every takes sequences of one length; got a packed sequence or lengths")
+        raise ValueError("checkpoint_every takes sequences of one length; got a packed sequence, a nested tensor or lengths")
     if return_all_layers:
         raise ValueError("checkpoint_every keeps no layer's states, so it excludes return_all_layers")
 

@@ -16,8 +16,8 @@ class Jagged:
         nested: ``(B, j, features)`` with ``layout=torch.jagged``, each of the B sequences of at least one step.
 
     Raises:
-        ValueError: another layout or number of dimensions, a ragged dimension that is not the second or has holes, or
-            a sequence without a step.
+        ValueError: another layout or number of dimensions, a ragged dimension that is not the second or has holes,
+            values that belong to no sequence, or a sequence without a step.
     """
 
     def __init__(self, nested: Any) -> None:
@@ -34,6 +34,12 @@ class Jagged:
         self.offsets = nested.offsets()
         offsets = self.offsets.cpu()
         lengths = offsets.diff()
+        values = nested.values().shape[0]
+        if int(offsets[0]) != 0 or int(offsets[-1]) != values:
+            raise ValueError(
+                f"the offsets of a nested input must begin at 0 and end at its {values} rows of values, got "
+                f"{offsets.tolist()}"
+            )
         if lengths.numel() == 0 or lengths.min() < 1:
             raise ValueError(f"each sequence of a nested input must have at least one step, got {lengths.tolist()}")
         lengths, self.order = lengths.sort(descending=True, stable=True)

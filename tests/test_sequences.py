@@ -10,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import rnn_ext
 from rnn_ext import ops
@@ -84,6 +87,10 @@ def test_bad_nested_tensors() -> None:
         module(torch.nested.nested_tensor([torch.randn(2, 3)]))
     with pytest.raises(ValueError, match=r"must have at least one step, got \[2, 0\]"):
         module(torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(0, 3)], layout=torch.jagged))
+    for offsets in ([1, 3, 7], [0, 3, 6]):
+        holes = torch.nested.nested_tensor_from_jagged(torch.randn(7, 3), torch.tensor(offsets))
+        with pytest.raises(ValueError, match=rf"must begin at 0 and end at its 7 rows of values, got \{offsets}"):
+            module(holes)
     with pytest.raises(ValueError, match="a nested tensor has its own"):
         module(torch.nested.nested_tensor([torch.randn(2, 3)], layout=torch.jagged), lengths=torch.tensor([2]))
 
@@ -176,6 +183,41 @@ def test_checkpointing_keeps_few_states() -> None:
     assert whole >= 2 * time * batch * hidden
     # Two layers' states between chunks.
     assert few <= 2 * (time // every) * batch * hidden
+
+
+class PeakElements(TorchDispatchMode):
+    """The most elements that tensors made under this mode held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        self.made = {k: v for k, v in self.made.items() if not v[0].expired()}
+        for t in tree_leaves(result):
+            if isinstance(t, Tensor) and t.untyped_storage()._cdata not in given:
+                storage = t.untyped_storage()
+                self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes() // t.element_size()
+        self.peak = max(self.peak, sum(size for _, size in self.made.values()))
+        return result
+
+
+def test_checkpointing_makes_few_states_at_once_in_backward() -> None:
+    batch, hidden, every = 2, 16, 20
+
+    def peak(time: int, **options: Any) -> int:
+        module = rnn_ext.RNN(1, hidden, 2)
+        _, h_n = module(torch.randn(time, batch, 1), **options)
+        with PeakElements() as made:
+            h_n.sum().backward()
+        return made.peak
+
+    # Those of one chunk, however many chunks there are.
+    assert peak(800, checkpoint_every=every) == peak(400, checkpoint_every=every)
+    assert peak(800) >= 800 * batch * hidden >= 4 * peak(800, checkpoint_every=every)
 
 
 def test_checkpointed_dropout_is_drawn_once() -> None:

@@ -111,7 +111,7 @@ MultiplyTile<Inner> multiply_tile_for(int rows, int vectors, int chains) {
   return (chains == 2 ? two.tiles : one.tiles)[rows - 1][vectors - 1];
 }
 
-// The inner product in the vector units, in the format that sums are computed in. This, DotKernel (pairs.inl) and
+// The inner product in the vector units, in the format that sums are computed in. This, DotKernel (dot.inl) and
 // AmxKernel (amx.inl) are what recurrence.inl is written against.
 template <class S>
 struct VectorKernel {

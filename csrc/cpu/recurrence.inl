@@ -3,7 +3,6 @@
 // Every worker goes through all T steps in one parallel region. The states lie in two compact buffers
 // (the previous step's and this one's), row stride `stride`, whatever the layout of the tensors: the
 // microkernel streams them, and the epilogue copies each finished state to where the output wants it.
-
 //
 // K is one of the kernels, VectorKernel, DotKernel or AmxKernel: how tiles are multiplied, and in what formats.
 
