@@ -30,15 +30,15 @@ def calls(batch: int, hidden: int) -> dict[str, Callable[[], object]]:
     w = torch.randn(hidden, hidden) / hidden**0.5
     recurrence = torch.ops.rnn_ext.recurrence.default
     linear = torch.ops.rnn_ext.linear_recurrence.default
-    h = recurrence(u, None, w, None, None, "tanh", [1])[0]
+    h = recurrence(u, None, w, None, None, None, None, "tanh", [1])[0]
 
     @torch.inference_mode()
     def forward() -> object:
-        return recurrence(u, None, w, None, None, "tanh", [1])
+        return recurrence(u, None, w, None, None, None, None, "tanh", [1])
 
     @torch.inference_mode()
     def backward() -> object:
-        return linear(g, None, w, h, None, None, "tanh", "product", True, [-1])
+        return linear(g, None, w, h, None, None, None, None, "tanh", "product", True, [-1])
 
     return {RECURRENCE: forward, LINEAR: backward}
 

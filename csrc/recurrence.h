@@ -5,8 +5,8 @@
 //   recurrence          h_t = phi(u_t + W h_{t-1})                 Epilogue::tanh, ::relu
 //   linear_recurrence   y_t = d_t * (v_t + M y_{t-1})              Epilogue::*_derivative
 //
-// with M = W or its transpose. They differ only in what happens to a finished sum, so they are one
-// Problem with an Epilogue. In what follows `y` is the state of either.
+// with M = W diag(mask), or the transpose of that; without a mask M = W. They differ only in what happens to a finished
+// sum, so they are one Problem with an Epilogue. In what follows `y` is the state of either.
 #pragma once
 
 #include <cstdint>
@@ -49,6 +49,9 @@ struct Rows {
   const int64_t* alive_at = nullptr;   // [T], not increasing; null: every row lives throughout
   const int64_t* packed_at = nullptr;  // [T], first packed row of time t; null: padded (T, B, ...)
   const int64_t* order = nullptr;      // [B], the batch index of row i; null: i itself
+  // (T, B), by batch index: true where no state passes between the steps t - 1 and t, in either direction, so that
+  // zeros stand in its place; null: nowhere. There is no step before the first, whatever its row says.
+  const bool* resets = nullptr;
 
   bool ragged() const { return alive_at != nullptr; }
   bool padded() const { return packed_at == nullptr; }
@@ -98,8 +101,13 @@ struct Problem {
   Sequence<const T> input;   // u or v
   Sequence<const T> factor;  // f, for the epilogues that use one
   States<const T> seed;
+  States<const T> mask;
   Sequence<T> output;  // every state; zeros where a padded row has ended
   States<T> last;      // each row's own last state
+
+  // M = W diag(mask) masks what it multiplies, its transpose diag(mask) Wᵀ the products.
+  bool masks_states() const { return mask.data && !transpose; }
+  bool masks_sums() const { return mask.data && transpose; }
 };
 
 }  // namespace rnn_ext

@@ -54,6 +54,14 @@ class Fold:
             None if lengths is None else torch.repeat_interleave(lengths, self.size),
         )
 
+    def reset(self, t: Tensor | None, dim: int | None) -> Tensor | None:
+        """``(T, B)``."""
+        if t is None or self.into_groups:
+            if dim is not None:
+                raise ValueError("vmap over both reset and the weights is not supported; all groups share one reset")
+            return t
+        return self._mapped(t, dim, 2).flatten(1, 2)
+
     def direction(self, direction: Sequence[int]) -> tuple[int, ...]:
         return tuple(direction) * (self.size if self.into_groups else 1)
 

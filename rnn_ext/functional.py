@@ -31,6 +31,12 @@ def _check_nonlinearity(nonlinearity: str) -> None:
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
 
 
+def check_probability(name: str, p: float) -> None:
+    """Raises ValueError unless ``0 <= p <= 1``."""
+    if not isinstance(p, (int, float)) or isinstance(p, bool) or not 0 <= p <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, the probability of an element being zeroed, got {p!r}")
+
+
 def rnn(
     input: Tensor,
     weights: Sequence[Weights],
@@ -42,6 +48,8 @@ def rnn(
     training: bool = False,
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    recurrent_dropout: float = 0.0,
     checkpoint_every: int | None = None,
     return_all_layers: bool = False,
 ) -> tuple[Any, Tensor]:
@@ -62,6 +70,13 @@ def rnn(
         batch_sizes: int64 ``(T,)`` on the CPU, of a ``PackedSequence``.
         lengths: int64 ``(B,)`` on the CPU, for padded input of ragged length: outputs after a sequence's end are
             zero, ``h_n`` is each sequence's own last state.
+        reset: bool ``(T, B)``, for padded input: True where a step has nothing before it, so that its state is made
+            from zeros; of the first step, instead of from ``hx``. For the reversed direction, the step before it has
+            nothing after it.
+        recurrent_dropout: in training, the probability with which a unit of the state is zeroed, and the others
+            scaled by ``1 / (1 - p)``, where W_hh multiplies it: one draw for all steps of a sequence, a layer and
+            direction (Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural
+            Networks", 2016). The outputs are not masked.
         checkpoint_every: in training, keep only the states of every so many steps, and compute those between again
             in backward (:mod:`rnn_ext.checkpoint`); None for keeping all of them.
         return_all_layers: the first result is a list of every layer's output, before dropout, the last one the output.
@@ -70,11 +85,12 @@ def rnn(
         ``(output, h_n)``: ``(T, B, directions * H)``, or packed, and ``(layers * directions, B, H)``.
 
     Raises:
-        ValueError: an unknown nonlinearity, a number of weight groups that does not fit, or ``checkpoint_every`` that
-            is not positive or comes with ragged sequences or ``return_all_layers``.
+        ValueError: an unknown nonlinearity, a number of weight groups that does not fit, a probability that is none, or
+            ``checkpoint_every`` that is not positive or comes with ragged sequences or ``return_all_layers``.
         RuntimeError: a shape or dtype that does not fit.
     """
     _check_nonlinearity(nonlinearity)
+    check_probability("recurrent_dropout", recurrent_dropout)
     directions = 2 if bidirectional else 1
     if not weights or len(weights) % directions:
         raise ValueError(
@@ -89,15 +105,28 @@ def rnn(
         weights = [[_autocast(w, dtype) for w in group] for group in weights]
     direction = (1, -1) if bidirectional else (1,)
     dropped = dropout if training else 0.0
+    masks: list[Tensor | None] = [None] * (len(weights) // directions)
+    if training and recurrent_dropout:
+        batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0]) if hx is None else hx.shape[1]
+        ones = input.new_ones(directions, batch, weights[0][1].shape[1])
+        masks = [F.dropout(ones, recurrent_dropout, True) for _ in masks]
 
-    def run(x: Tensor, weights: Sequence[Weights], hx: Tensor | None, direction: Sequence[int]) -> Any:
-        return _stack(x, weights, hx, nonlinearity, direction, dropped, batch_sizes, lengths)
+    def run(
+        x: Tensor,
+        weights: Sequence[Weights],
+        hx: Tensor | None,
+        reset: Tensor | None,
+        masks: Sequence[Tensor | None],
+        direction: Sequence[int],
+    ) -> tuple[list[Tensor], Tensor]:
+        rows = (batch_sizes, lengths, reset)
+        return _stack(x, weights, hx, nonlinearity, direction, dropped, rows, masks)
 
     if checkpoint_every is not None:
         check_arguments(checkpoint_every, batch_sizes is not None or lengths is not None, return_all_layers)
         if ops.plain_reverse_mode(input, hx, *(w for group in weights for w in group)):
-            return checkpointed(run, input, weights, hx, direction, checkpoint_every, dropped)
-    outputs, h_n = run(input, weights, hx, direction)
+            return checkpointed(run, input, weights, hx, reset, masks, direction, checkpoint_every, dropped)
+    outputs, h_n = run(input, weights, hx, reset, masks, direction)
     return [_detachable(h) for h in outputs] if return_all_layers else _detachable(outputs[-1]), h_n
 
 
@@ -108,25 +137,29 @@ def _stack(
     nonlinearity: str,
     direction: Sequence[int],
     dropout: float,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
+    rows: tuple[Tensor | None, Tensor | None, Tensor | None],
+    masks: Sequence[Tensor | None],
 ) -> tuple[list[Tensor], Tensor]:
-    """Every layer's output, and all of their last states."""
+    """Every layer's output, and all of their last states. ``rows`` are batch_sizes, lengths and reset."""
     directions = len(direction)
     layers = len(weights) // directions
     outputs, states = [], []
+    _, lengths, reset = rows
     # What stands in the padding must not reach W_ih's gradient, and zero times NaN is NaN.
     if lengths is not None:
         x = zero_where_ended(x, lengths)
+    if reset is not None and hx is not None:
+        forward = torch.tensor(direction, device=hx.device).view(-1, 1, 1).repeat(layers, 1, 1) == 1
+        hx = hx.masked_fill(forward & reset[:1].unsqueeze(2), 0)
     for k in range(layers):
         groups = weights[k * directions : (k + 1) * directions]
         h0 = hx
         if hx is not None and layers > 1:
             h0 = hx[k * directions : (k + 1) * directions]
         if not ops.recorded() and x.dim() == 3 and x.shape[0] == 1 and torch.is_grad_enabled():
-            x, h_n = _single_step(x[0], groups, h0, nonlinearity)
+            x, h_n = _single_step(x[0], groups, h0, masks[k], nonlinearity)
         else:
-            x, h_n = layer(x, groups, h0, nonlinearity, batch_sizes, lengths, direction)
+            x, h_n = layer(x, groups, h0, nonlinearity, *rows, masks[k], direction)
         outputs.append(x)
         states.append(h_n)
         if dropout and k < layers - 1:
@@ -138,8 +171,12 @@ def _autocast(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
 
 
-def _single_step(x: Tensor, groups: Sequence[Weights], h0: Tensor | None, nonlinearity: str) -> tuple[Tensor, Tensor]:
+def _single_step(
+    x: Tensor, groups: Sequence[Weights], h0: Tensor | None, mask: Tensor | None, nonlinearity: str
+) -> tuple[Tensor, Tensor]:
     """T = 1 with gradients: nothing to fuse over time, and autograd in C++ costs less than one in Python."""
+    if h0 is not None and mask is not None:
+        h0 = h0 * mask
     if h0 is None:
         h0 = x.new_zeros(len(groups), x.shape[0], groups[0][1].shape[1])
     states = [rnn_cell(x, h0[d], *weights, nonlinearity=nonlinearity) for d, weights in enumerate(groups)]

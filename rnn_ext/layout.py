@@ -20,11 +20,13 @@ class Layout(NamedTuple):
     Attributes:
         batch_sizes: int64 ``(T,)`` on the CPU if the sequences are packed, as in a ``PackedSequence``.
         lengths: int64 ``(B,)`` on the CPU if they are padded and of different lengths.
+        reset: bool ``(T, B)``, for padded sequences, True where no state passes between the steps t - 1 and t.
         direction: G values, 1 forward in time, -1 reversed.
     """
 
     batch_sizes: Tensor | None
     lengths: Tensor | None
+    reset: Tensor | None
     direction: tuple[int, ...]
 
     @property
@@ -43,7 +45,7 @@ class Layout(NamedTuple):
         return found
 
 
-def _by_run(sequence: Tensor, layout: Layout) -> Sequence[Tensor]:
+def by_run(sequence: Tensor, layout: Layout) -> Sequence[Tensor]:
     """The columns of each run of groups. A split, since its gradient is one concatenation; slices' are a tensor of
     zeros each, partly filled, and their sum."""
     runs = layout.runs()
@@ -65,24 +67,31 @@ def rows_to_states(rows: Tensor, groups: int) -> Tensor:
     return rows.reshape(batch, groups, columns // groups).transpose(0, 1)
 
 
+def _by_packed_row(of_step: Tensor, batch_sizes: Tensor, rows: int) -> Tensor:
+    """What each packed row has by its step. ``rows`` is given, not summed up from ``batch_sizes``, so that the compiler
+    can do without its values."""
+    return torch.repeat_interleave(of_step, batch_sizes, output_size=rows)
+
+
+def packed_sequences(batch_sizes: Tensor, rows: int) -> Tensor:
+    """Which sequence each packed row belongs to."""
+    return torch.arange(rows) - _by_packed_row(batch_sizes.cumsum(0) - batch_sizes, batch_sizes, rows)
+
+
 def _packed_previous(batch_sizes: Tensor, rows: int, direction: int) -> Tensor:
     """For each packed row, the row of the same sequence one step earlier in the group's time.
 
-    Where there is none, ``rows + i`` for the i-th sequence: what stands before it is expected behind the rows. Sizes
-    are given, not read off ``batch_sizes``, so that the compiler can do without its values.
+    Where there is none, ``rows + i`` for the i-th sequence: what stands before it is expected behind the rows.
     """
-
-    def by_row(of_step: Tensor) -> Tensor:
-        return torch.repeat_interleave(of_step, batch_sizes, output_size=rows)
-
     row = torch.arange(rows)
-    sequence = row - by_row(batch_sizes.cumsum(0) - batch_sizes)
+    sequence = packed_sequences(batch_sizes, rows)
     if direction == 1:
-        other = row - by_row(torch.cat([batch_sizes[:1], batch_sizes[:-1]]))
+        other = row - _by_packed_row(torch.cat([batch_sizes[:1], batch_sizes[:-1]]), batch_sizes, rows)
         exists = other >= 0
     else:
-        other = row + by_row(batch_sizes)
-        exists = sequence < by_row(torch.cat([batch_sizes[1:], batch_sizes.new_zeros(1)]))
+        other = row + _by_packed_row(batch_sizes, batch_sizes, rows)
+        next_size = torch.cat([batch_sizes[1:], batch_sizes.new_zeros(1)])
+        exists = sequence < _by_packed_row(next_size, batch_sizes, rows)
     return torch.where(exists, other, rows + sequence)
 
 
@@ -109,10 +118,10 @@ def previous(sequence: Tensor, first: Tensor | None, layout: Layout) -> Tensor:
         layout: the rows and directions.
 
     Returns:
-        A tensor like ``sequence``; zero where a padded row has ended.
+        A tensor like ``sequence``; zero where a padded row has ended, or is reset.
     """
     shifted = []
-    for (start, end, direction), part in zip(layout.runs(), _by_run(sequence, layout), strict=True):
+    for (start, end, direction), part in zip(layout.runs(), by_run(sequence, layout), strict=True):
         head = part.new_zeros(part.shape[-1]) if first is None else states_to_rows(first[start:end])
         if layout.batch_sizes is not None:
             index = _packed_previous(layout.batch_sizes, part.shape[0], direction)
@@ -121,13 +130,16 @@ def previous(sequence: Tensor, first: Tensor | None, layout: Layout) -> Tensor:
             shifted.append(torch.cat([part, head]).index_select(0, index.to(part.device)))
             continue
         head = head.expand(part.shape[1:])
+        others = part[:-1] if direction == 1 else part[1:]
+        if layout.reset is not None:
+            others = others.masked_fill(layout.reset[1:].unsqueeze(2), 0)
         if direction == 1:
-            shifted.append(torch.cat([head.unsqueeze(0), part[:-1]]))
+            shifted.append(torch.cat([head.unsqueeze(0), others]))
         elif layout.lengths is None:
-            shifted.append(torch.cat([part[1:], head.unsqueeze(0)]))
+            shifted.append(torch.cat([others, head.unsqueeze(0)]))
         else:
             at_end = torch.arange(part.shape[0]).unsqueeze(1) == layout.lengths - 1
-            after = torch.cat([part[1:], torch.zeros_like(part[:1])])
+            after = torch.cat([others, torch.zeros_like(part[:1])])
             shifted.append(after + at_end.unsqueeze(2).to(part.device, part.dtype) * head)
     result = shifted[0] if len(shifted) == 1 else torch.cat(shifted, -1)
     if layout.lengths is not None:
@@ -138,7 +150,7 @@ def previous(sequence: Tensor, first: Tensor | None, layout: Layout) -> Tensor:
 def last(sequence: Tensor, layout: Layout) -> Tensor:
     """``(G, B, H)``: what each sequence holds at the last step of its own time."""
     parts = []
-    for (start, end, direction), part in zip(layout.runs(), _by_run(sequence, layout), strict=True):
+    for (start, end, direction), part in zip(layout.runs(), by_run(sequence, layout), strict=True):
         if layout.batch_sizes is not None:
             if direction == 1:
                 rows = part.index_select(0, _packed_ends(layout.batch_sizes).to(part.device))
@@ -153,53 +165,3 @@ def last(sequence: Tensor, layout: Layout) -> Tensor:
             rows = part.gather(0, index).squeeze(0)
         parts.append(rows_to_states(rows, end - start))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def multiply(sequence: Tensor, w: Tensor, transpose: bool, groups: int) -> Tensor:
-    """``M y`` for every row of every group, M being W or its transpose; shaped like ``sequence``."""
-    if groups == 1:
-        return sequence @ (w if transpose else w.t())
-    hidden = w.shape[1]
-    rows = sequence.reshape(-1, groups, hidden).transpose(0, 1)
-    return multiply_states(rows, w, transpose).transpose(0, 1).reshape(sequence.shape)
-
-
-def multiply_states(states: Tensor, w: Tensor, transpose: bool) -> Tensor:
-    """``M y`` for ``(G, B, H)`` states."""
-    square = w.reshape(states.shape[0], w.shape[1], w.shape[1])
-    return torch.matmul(states, square if transpose else square.transpose(1, 2))
-
-
-def weight_gradient(
-    s: Tensor, y: Tensor, layout: Layout, s_first: Tensor | None = None, seed: Tensor | None = None
-) -> Tensor:
-    """``(G*H, H)``: the sum over time of ``s_t y_{t-1}ᵀ``, as one GEMM over all rows of a group.
-
-    Args:
-        s: the gradient that arrives at each step's sum, a sequence.
-        y: the states, a sequence.
-        layout: the rows and directions of the recurrence that made ``y``.
-        s_first: ``(G, B, H)``, ``s`` at each sequence's first step; used only with ``seed``.
-        seed: ``(G, B, H)``, the states before the first step; None if they were zero.
-    """
-    hidden = y.shape[-1] // max(1, len(layout.direction))
-    if layout.batch_sizes is not None:
-        y, seed = previous(y, seed, layout), None
-    blocks = []
-    parts = zip(layout.runs(), _by_run(s, layout), _by_run(y, layout), strict=True)
-    for (start, end, direction), s_rows, y_rows in parts:
-        if layout.batch_sizes is None:
-            # Shifted against each other by one step; views, so that the GEMM reads s and y where they are.
-            s_rows, y_rows = (s_rows[1:], y_rows[:-1]) if direction == 1 else (s_rows[:-1], y_rows[1:])
-        count = end - start
-        if count == 1:
-            block = s_rows.reshape(-1, hidden).t() @ y_rows.reshape(-1, hidden)
-        else:
-            s_rows = s_rows.reshape(-1, count, hidden).permute(1, 2, 0)
-            y_rows = y_rows.reshape(-1, count, hidden).transpose(0, 1)
-            block = torch.matmul(s_rows, y_rows).reshape(count * hidden, hidden)
-        if seed is not None and s_first is not None:
-            start_term = torch.matmul(s_first[start:end].transpose(1, 2), seed[start:end])
-            block = block + start_term.reshape(count * hidden, hidden)
-        blocks.append(block)
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)

@@ -32,6 +32,8 @@ class RNN(nn.RNNBase):
         batch_first: input and output are ``(batch, time, features)``. Default: False.
         dropout: in training, the probability with which an output of a layer but the last is zeroed. Default: 0.
         bidirectional: a second direction, reversed in time. Default: False.
+        recurrent_dropout: by name only. In training, the probability with which a unit of the state is zeroed where
+            W_hh multiplies it, drawn once for all steps of a sequence (variational dropout). Default: 0.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -57,6 +59,8 @@ class RNN(nn.RNNBase):
 
     # What old pickles of nn.RNN have as well.
     nonlinearity: str
+    # What nn.RNN, converted in place or unpickled, does not have.
+    recurrent_dropout: float = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "proj_size" in kwargs:
@@ -70,7 +74,14 @@ class RNN(nn.RNNBase):
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         self.nonlinearity = nonlinearity
+        recurrent_dropout = kwargs.pop("recurrent_dropout", 0.0)
+        functional.check_probability("recurrent_dropout", recurrent_dropout)
         super().__init__("RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU", *args, **kwargs)
+        self.recurrent_dropout = recurrent_dropout
+
+    def extra_repr(self) -> str:
+        own = f", recurrent_dropout={self.recurrent_dropout}" if self.recurrent_dropout else ""
+        return super().extra_repr() + own
 
     def _weights(self) -> list[list[Tensor]]:
         """The current weights by layer and direction, with torch's cache of them brought up to date."""
@@ -102,6 +113,7 @@ class RNN(nn.RNNBase):
         hx: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
+        reset: Tensor | None = None,
         checkpoint_every: int | None = None,
         return_all_layers: bool = False,
     ) -> tuple[Any, Tensor]:
@@ -112,6 +124,9 @@ class RNN(nn.RNNBase):
             hx: see the class.
             lengths: int64 ``(N,)``, for padded input of ragged length, in any order: outputs after a sequence's end
                 are zero, ``h_n`` holds each sequence's own last states, and a reversed direction begins at its end.
+            reset: bool, of the input's shape without features, for padded or unbatched input: True where a step has
+                nothing before it, as at the start of an episode: its state is made from zeros, at the first step
+                instead of from ``hx``, and a reversed direction begins anew at the step before it.
             checkpoint_every: in training, keep only the states of every so many steps, and compute those between
                 again in backward; None for keeping all of them. For sequences of one length.
             return_all_layers: the first result is a list of every layer's output, before dropout; the last is the
@@ -119,25 +134,30 @@ class RNN(nn.RNNBase):
 
         Raises:
             ValueError: ``lengths`` with a ``PackedSequence`` or unbatched input, not an int64 ``(N,)``, or out of
-                range; ``checkpoint_every`` that is not positive, or with ragged sequences or ``return_all_layers``.
+                range; ``reset`` with packed or nested input, or not a bool tensor of the input's shape;
+                ``checkpoint_every`` that is not positive, or with ragged sequences or ``return_all_layers``.
         """
         weights = self._weights()
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths is for padded input; a PackedSequence has its own")
+            if reset is not None:
+                raise ValueError("reset is for padded input; pass the padded batch with lengths, not a PackedSequence")
             data, batch_sizes, sorted_indices, unsorted_indices = input
             if hx is not None:
                 hx = self.permute_hidden(hx, sorted_indices)
                 self.check_forward_args(data, hx, batch_sizes)
             else:
                 self.check_input(data, batch_sizes)
-            outputs, h_n = self._run(data, hx, weights, batch_sizes, None, checkpoint_every, return_all_layers)
+            outputs, h_n = self._run(data, hx, weights, (batch_sizes, None, None), checkpoint_every, return_all_layers)
             packed = _each(lambda h: PackedSequence(h, batch_sizes, sorted_indices, unsorted_indices), outputs)
             return packed, self.permute_hidden(h_n, unsorted_indices)
 
         if input.is_nested:
             if lengths is not None:
                 raise ValueError("lengths is for padded input; a nested tensor has its own")
+            if reset is not None:
+                raise ValueError("reset is for padded input; pass the padded batch with lengths, not a nested tensor")
             jagged = Jagged(input)
             packed, h_n = self(
                 jagged.pack(input), hx, checkpoint_every=checkpoint_every, return_all_layers=return_all_layers
@@ -152,6 +172,10 @@ class RNN(nn.RNNBase):
             kind, size = ("batched 3-D", "3-D") if batched else ("unbatched 2-D", "2-D")
             raise RuntimeError(f"For {kind} input, hx should also be {size} but got {hx.dim()}-D tensor")
         batch_first = self.batch_first and batched
+        if reset is not None:
+            reset = _checked_reset(reset, input)
+            reset = reset if batched else reset.unsqueeze(1)
+            reset = reset.transpose(0, 1) if batch_first else reset
         if not batched:
             input = input.unsqueeze(1)
             hx = None if hx is None else hx.unsqueeze(1)
@@ -167,7 +191,7 @@ class RNN(nn.RNNBase):
             if not batched:
                 raise ValueError("lengths is for batched input; an unbatched sequence is its own length")
             lengths = _checked_lengths(lengths, input.shape[0], input.shape[1])
-        outputs, h_n = self._run(input, hx, weights, None, lengths, checkpoint_every, return_all_layers)
+        outputs, h_n = self._run(input, hx, weights, (None, lengths, reset), checkpoint_every, return_all_layers)
         if batch_first:
             outputs = _each(lambda h: h.transpose(0, 1), outputs)
         if not batched:
@@ -179,11 +203,11 @@ class RNN(nn.RNNBase):
         input: Tensor,
         hx: Tensor | None,
         weights: list[list[Tensor]],
-        batch_sizes: Tensor | None,
-        lengths: Tensor | None,
+        rows: tuple[Tensor | None, Tensor | None, Tensor | None],
         checkpoint_every: int | None,
         return_all_layers: bool,
     ) -> tuple[Any, Tensor]:
+        batch_sizes, lengths, reset = rows
         return functional.rnn(
             input,
             weights,
@@ -194,6 +218,8 @@ class RNN(nn.RNNBase):
             training=self.training,
             batch_sizes=batch_sizes,
             lengths=lengths,
+            reset=reset,
+            recurrent_dropout=self.recurrent_dropout,
             checkpoint_every=checkpoint_every,
             return_all_layers=return_all_layers,
         )
@@ -213,6 +239,14 @@ def _checked_lengths(lengths: Any, time: int, batch: int) -> Tensor:
     if batch and not torch.compiler.is_compiling() and not 1 <= int(lengths.min()) <= int(lengths.max()) <= time:
         raise ValueError(f"lengths must be from 1 to the padded length {time}, got {lengths.tolist()}")
     return lengths
+
+
+def _checked_reset(reset: Any, input: Tensor) -> Tensor:
+    shape = input.shape[:-1]
+    if not isinstance(reset, Tensor) or reset.dtype != torch.bool or reset.shape != shape:
+        got = f"{reset.dtype} {tuple(reset.shape)}" if isinstance(reset, Tensor) else type(reset).__name__
+        raise ValueError(f"reset must be a bool tensor of shape {tuple(shape)}, one entry for each step, got {got}")
+    return reset.to(input.device)
 
 
 class RNNCell(nn.RNNCell):

@@ -17,15 +17,8 @@ from torch import Tensor
 
 from rnn_ext import _C, reference
 from rnn_ext.batching import Fold
-from rnn_ext.layout import (
-    Layout,
-    last,
-    multiply,
-    multiply_states,
-    previous,
-    weight_gradient,
-    zero_where_ended,
-)
+from rnn_ext.layout import Layout, last, previous, zero_where_ended
+from rnn_ext.transition import Transition
 
 _ops = torch.ops.rnn_ext
 _CPU_DTYPES = frozenset(getattr(torch, name) for name in _C.build_info()["cpu_dtypes"])
@@ -99,6 +92,8 @@ def recurrence(
     w: Tensor,
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    mask: Tensor | None = None,
     nonlinearity: str = "tanh",
     direction: Sequence[int] = (1,),
 ) -> tuple[Tensor, Tensor]:
@@ -112,6 +107,10 @@ def recurrence(
         batch_sizes: int64 ``(T,)`` on the CPU if ``u`` is packed, as in a ``PackedSequence``.
         lengths: int64 ``(B,)`` on the CPU, from 1 to T, if ``u`` is padded and ragged. Outputs after a
             sequence's end are zero.
+        reset: bool ``(T, B)`` on u's device, if ``u`` is padded: where True, no state passes between the steps t - 1
+            and t of a sequence, in either direction. Its first step's row says nothing: h0 is what it is.
+        mask: ``(G, B, H)``, of the states that W multiplies: ``W (mask * h_{t-1})`` stands in place of
+            ``W h_{t-1}``. A constant, without a gradient. None for ones.
         nonlinearity: phi, "tanh" or "relu".
         direction: for each group 1 (forward in time) or -1 (reversed; a ragged row begins at its own end).
 
@@ -121,7 +120,8 @@ def recurrence(
     Raises:
         RuntimeError: a shape, dtype or device that does not fit; the message names the argument.
     """
-    args = (u, h0, w, batch_sizes, lengths, nonlinearity, tuple(direction))
+    _check_constant(mask)
+    args = (u, h0, w, batch_sizes, lengths, reset, mask, nonlinearity, tuple(direction))
     if _use_reference(u):
         return reference.recurrence(*args)
     return _call(_ops.recurrence.default, Recurrence, args)
@@ -134,6 +134,8 @@ def linear_recurrence(
     factor: Tensor,
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    mask: Tensor | None = None,
     derivative: str = "given",
     seed_kind: str = "state",
     transpose: bool = False,
@@ -144,13 +146,15 @@ def linear_recurrence(
     Args:
         v: ``(T, B, G*H)`` or packed ``(N, G*H)``; None for zeros.
         seed: ``(G, B, H)``; None for zeros. What it is, ``seed_kind`` says.
-        w: ``(G*H, H)``; M is W, or each W transposed with ``transpose``.
+        w: ``(G*H, H)``; M is ``W diag(mask)``, or that transposed with ``transpose``.
         factor: like ``v``: ``d`` itself, or the output ``h`` whose derivative ``d`` is.
         batch_sizes: as in :func:`recurrence`.
         lengths: as in :func:`recurrence`.
+        reset: as in :func:`recurrence`.
+        mask: as in :func:`recurrence`.
         derivative: "given", ``d = factor``; "tanh", ``d = 1 - factor**2``; "relu", ``d = factor > 0``.
         seed_kind: "state", the seed is ``y_0``; "product", it stands for ``M y_0``.
-        transpose: multiply with W transposed.
+        transpose: multiply with M transposed, ``diag(mask) Wᵀ``.
         direction: as in :func:`recurrence`.
 
     Returns:
@@ -159,19 +163,20 @@ def linear_recurrence(
     Raises:
         RuntimeError: a shape, dtype or device that does not fit; the message names the argument.
     """
-    args = (v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose, tuple(direction))
+    _check_constant(mask)
+    args = (v, seed, w, factor, batch_sizes, lengths, reset, mask, derivative, seed_kind, transpose, tuple(direction))
     if _use_reference(factor):
         return reference.linear_recurrence(*args)
     return _call(_ops.linear_recurrence.default, LinearRecurrence, args)
 
 
 @torch.library.register_fake("rnn_ext::recurrence")
-def _(u, h0, w, batch_sizes, lengths, nonlinearity, direction):  # type: ignore[no-untyped-def]
+def _(u, h0, w, batch_sizes, lengths, reset, mask, nonlinearity, direction):  # type: ignore[no-untyped-def]
     return u.new_empty(u.shape), u.new_empty(_states_shape(u, h0, w, batch_sizes, direction))
 
 
 @torch.library.register_fake("rnn_ext::linear_recurrence")
-def _(v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose, direction):  # type: ignore[no-untyped-def]
+def _(v, seed, w, factor, batch_sizes, lengths, reset, mask, derivative, seed_kind, transpose, direction):  # type: ignore[no-untyped-def]
     return factor.new_empty(factor.shape), factor.new_empty(_states_shape(factor, seed, w, batch_sizes, direction))
 
 
@@ -189,12 +194,15 @@ def _states_shape(
     return len(direction), batch, w.shape[1]
 
 
-def _sum(
-    v: Tensor | None, y: Tensor, seed: Tensor | None, seed_kind: str, w: Tensor, transpose: bool, layout: Layout
-) -> Tensor:
+def _check_constant(mask: Tensor | None) -> None:
+    if mask is not None and mask.requires_grad:
+        raise RuntimeError("mask must be a constant, got one that requires a gradient; pass mask.detach()")
+
+
+def _sum(v: Tensor | None, y: Tensor, seed: Tensor | None, seed_kind: str, m: Transition) -> Tensor:
     """``a_t = v_t + M y_{t-1}`` for all t, as one GEMM."""
-    first = multiply_states(seed, w, transpose) if seed is not None and seed_kind == "state" else seed
-    a = previous(multiply(y, w, transpose, len(layout.direction)), first, layout)
+    first = m.of_states(seed) if seed is not None and seed_kind == "state" else seed
+    a = previous(m.of(y), first, m.layout)
     return a if v is None else a + v
 
 
@@ -212,6 +220,8 @@ def recurrence_backward(
     w: Tensor,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
+    reset: Tensor | None,
+    mask: Tensor | None,
     nonlinearity: str,
     direction: tuple[int, ...],
     need_h0: bool,
@@ -223,10 +233,12 @@ def recurrence_backward(
         ``(s, h̄_0, W̄)``: s is also the gradient of u; the others only if needed.
     """
     backwards = tuple(-d for d in direction)
-    s, s_first = linear_recurrence(g, g_n, w, h, batch_sizes, lengths, nonlinearity, "product", True, backwards)
-    layout = Layout(batch_sizes, lengths, direction)
-    h0_bar = multiply_states(s_first, w, True) if need_h0 else None
-    w_bar = weight_gradient(s, h, layout, s_first, h0) if need_w else None
+    s, s_first = linear_recurrence(
+        g, g_n, w, h, batch_sizes, lengths, reset, mask, nonlinearity, "product", True, backwards
+    )
+    m = Transition(w, mask, False, Layout(batch_sizes, lengths, reset, direction))
+    h0_bar = m.adjoint.of_states(s_first) if need_h0 else None
+    w_bar = m.weight_gradient(s, h, s_first, h0) if need_w else None
     return s, h0_bar, w_bar
 
 
@@ -239,37 +251,41 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        _, h0, w, batch_sizes, lengths, ctx.nonlinearity, ctx.direction = inputs
+        _, h0, w, batch_sizes, lengths, reset, mask, ctx.nonlinearity, ctx.direction = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[0], h0, w, batch_sizes, lengths)
-        ctx.save_for_forward(output[0], h0, w, batch_sizes, lengths)
+        saved = (output[0], h0, w, batch_sizes, lengths, reset, mask)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx, g, g_n):  # type: ignore[no-untyped-def]
         if g is None and g_n is None:
-            return (None,) * 7
-        h, h0, w, batch_sizes, lengths = ctx.saved_tensors
+            return (None,) * 9
         _, need_h0, need_w = ctx.needs_input_grad[:3]
+        h, h0, w, batch_sizes, lengths, reset, mask = ctx.saved_tensors
         s, h0_bar, w_bar = recurrence_backward(
-            g, g_n, h, h0, w, batch_sizes, lengths, ctx.nonlinearity, ctx.direction, need_h0, need_w
+            *(g, g_n, h, h0, w, batch_sizes, lengths, reset, mask),
+            *(ctx.nonlinearity, ctx.direction, need_h0, need_w),
         )
-        return s, h0_bar, w_bar, None, None, None, None
+        return s, h0_bar, w_bar, None, None, None, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, u, h0, w, batch_sizes, lengths, nonlinearity, direction):  # type: ignore[no-untyped-def]
+    def vmap(info, in_dims, u, h0, w, batch_sizes, lengths, reset, mask, nonlinearity, direction):  # type: ignore[no-untyped-def]
         fold = Fold(info.batch_size, in_dims[2] is not None, in_dims[3:5])
         u, h0, w = fold.rows(u, in_dims[0]), fold.states(h0, in_dims[1]), fold.weight(w, in_dims[2])
         batch_sizes, lengths = fold.ragged(batch_sizes, lengths)
-        out = recurrence(u, h0, w, batch_sizes, lengths, nonlinearity, fold.direction(direction))
+        reset, mask = fold.reset(reset, in_dims[5]), fold.states(mask, in_dims[6])
+        out = recurrence(u, h0, w, batch_sizes, lengths, reset, mask, nonlinearity, fold.direction(direction))
         return fold.outputs(out, len(direction))
 
     @staticmethod
     def jvp(ctx, u_dot, h0_dot, w_dot, *_):  # type: ignore[no-untyped-def]
         # ḣ_t = phi'(h_t) * (u̇_t + Ẇ h_{t-1} + W ḣ_{t-1})
-        h, h0, w, batch_sizes, lengths = ctx.saved_tensors
-        layout = Layout(batch_sizes, lengths, ctx.direction)
-        v = u_dot if w_dot is None else _sum(u_dot, h, h0, "state", w_dot, False, layout)
-        return linear_recurrence(v, h0_dot, w, h, batch_sizes, lengths, ctx.nonlinearity, "state", False, ctx.direction)
+        h, h0, w, batch_sizes, lengths, reset, mask = ctx.saved_tensors
+        rows = (batch_sizes, lengths, reset)
+        layout = Layout(*rows, ctx.direction)
+        v = u_dot if w_dot is None else _sum(u_dot, h, h0, "state", Transition(w_dot, mask, False, layout))
+        return linear_recurrence(v, h0_dot, w, h, *rows, mask, ctx.nonlinearity, "state", False, ctx.direction)
 
 
 class LinearRecurrence(torch.autograd.Function):
@@ -281,10 +297,10 @@ class LinearRecurrence(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        v, seed, w, factor, batch_sizes, lengths, *options = inputs
+        v, seed, w, factor, batch_sizes, lengths, reset, mask, *options = inputs
         ctx.derivative, ctx.seed_kind, ctx.transpose, ctx.direction = options
         ctx.set_materialize_grads(False)
-        saved = (v, seed, w, factor, batch_sizes, lengths, output[0])
+        saved = (v, seed, w, factor, batch_sizes, lengths, reset, mask, output[0])
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
@@ -292,64 +308,66 @@ class LinearRecurrence(torch.autograd.Function):
     def backward(ctx, y_bar, y_n_bar):  # type: ignore[no-untyped-def]
         # ā_t = d_t * (ȳ_t + Mᵀ ā_{t+1}): (L) again, reversed, with the other of W and Wᵀ.
         if y_bar is None and y_n_bar is None:
-            return (None,) * 10
-        v, seed, w, factor, batch_sizes, lengths, y = ctx.saved_tensors
+            return (None,) * 12
+        v, seed, w, factor, batch_sizes, lengths, reset, mask, y = ctx.saved_tensors
+        rows = (batch_sizes, lengths, reset)
         need_v, need_seed, need_w, need_factor = ctx.needs_input_grad[:4]
-        transpose, layout = ctx.transpose, Layout(batch_sizes, lengths, ctx.direction)
-        back = layout.reversed
+        m = Transition(w, mask, ctx.transpose, Layout(*rows, ctx.direction))
+        back = m.adjoint
         a_bar, a_first = linear_recurrence(
-            y_bar, y_n_bar, w, factor, batch_sizes, lengths, ctx.derivative, "product", not transpose, back.direction
+            *(y_bar, y_n_bar, w, factor, *rows, mask),
+            *(ctx.derivative, "product", back.transpose, back.layout.direction),
         )
         seed_bar = w_bar = factor_bar = None
         state = seed if ctx.seed_kind == "state" else None
         if need_seed:
-            seed_bar = a_first if state is None else multiply_states(a_first, w, not transpose)
+            seed_bar = a_first if state is None else back.of_states(a_first)
         if need_w:
-            m_bar = weight_gradient(a_bar, y, layout, a_first, state)
-            w_bar = _transposed_blocks(m_bar) if transpose else m_bar
+            w_bar = m.weight_gradient(a_bar, y, a_first, state)
         if need_factor and ctx.derivative != "relu":
             # d̄_t = (ȳ_t + Mᵀ ā_{t+1}) * a_t, both factors GEMMs; no division by a d that may be zero.
-            y_bar, v, factor = (_without_padding(t, lengths) for t in (y_bar, v, factor))
-            q = _sum(y_bar, a_bar, y_n_bar, "product", w, not transpose, back)
-            d_bar = q * _sum(v, y, seed, ctx.seed_kind, w, transpose, layout)
+            y_bar, v, factor = (_without_padding(t, m.layout.lengths) for t in (y_bar, v, factor))
+            q = _sum(y_bar, a_bar, y_n_bar, "product", back)
+            d_bar = q * _sum(v, y, seed, ctx.seed_kind, m)
             factor_bar = d_bar if ctx.derivative == "given" else -2 * factor * d_bar
-        return a_bar if need_v else None, seed_bar, w_bar, factor_bar, None, None, None, None, None, None
+        return a_bar if need_v else None, seed_bar, w_bar, factor_bar, *(None,) * 8
 
     @staticmethod
-    def vmap(info, in_dims, v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose, direction):  # type: ignore[no-untyped-def]
+    def vmap(info, in_dims, *args):  # type: ignore[no-untyped-def]
+        v, seed, w, factor, batch_sizes, lengths, reset, mask, derivative, seed_kind, transpose, direction = args
         fold = Fold(info.batch_size, in_dims[2] is not None, in_dims[4:6])
         v, factor = fold.rows(v, in_dims[0]), fold.rows(factor, in_dims[3])
+        assert factor is not None
         seed, w = fold.states(seed, in_dims[1]), fold.weight(w, in_dims[2])
         batch_sizes, lengths = fold.ragged(batch_sizes, lengths)
+        reset, mask = fold.reset(reset, in_dims[6]), fold.states(mask, in_dims[7])
         out = linear_recurrence(
-            v, seed, w, factor, batch_sizes, lengths, derivative, seed_kind, transpose, fold.direction(direction)
+            *(v, seed, w, factor, batch_sizes, lengths, reset, mask),
+            *(derivative, seed_kind, transpose, fold.direction(direction)),
         )
         return fold.outputs(out, len(direction))
 
     @staticmethod
     def jvp(ctx, v_dot, seed_dot, w_dot, factor_dot, *_):  # type: ignore[no-untyped-def]
         # ẏ = z + e with e_t = ḋ_t * a_t and z_t = d_t * (v̇_t + Ṁ y_{t-1} + M e_{t-1} + M z_{t-1}).
-        v, seed, w, factor, batch_sizes, lengths, y = ctx.saved_tensors
-        transpose, layout = ctx.transpose, Layout(batch_sizes, lengths, ctx.direction)
+        v, seed, w, factor, batch_sizes, lengths, reset, mask, y = ctx.saved_tensors
+        rows = (batch_sizes, lengths, reset)
+        layout = Layout(*rows, ctx.direction)
+        m = Transition(w, mask, ctx.transpose, layout)
         state = seed if ctx.seed_kind == "state" else None
         if w_dot is not None:
-            v_dot = _sum(v_dot, y, state, "state", w_dot, transpose, layout)
+            v_dot = _sum(v_dot, y, state, "state", m._replace(w=w_dot))
         e = None
         if factor_dot is not None and ctx.derivative != "relu":
-            f, f_dot = (_without_padding(t, lengths) for t in (factor, factor_dot))
-            a = _sum(_without_padding(v, lengths), y, seed, ctx.seed_kind, w, transpose, layout)
+            f, f_dot = (_without_padding(t, layout.lengths) for t in (factor, factor_dot))
+            a = _sum(_without_padding(v, layout.lengths), y, seed, ctx.seed_kind, m)
             e = a * (f_dot if ctx.derivative == "given" else -2 * f * f_dot)
-            v_dot = _sum(v_dot, e, None, "state", w, transpose, layout)
+            v_dot = _sum(v_dot, e, None, "state", m)
         z, z_n = linear_recurrence(
-            v_dot, seed_dot, w, factor, batch_sizes, lengths, ctx.derivative, ctx.seed_kind, transpose, ctx.direction
+            *(v_dot, seed_dot, w, factor, *rows, mask),
+            *(ctx.derivative, ctx.seed_kind, ctx.transpose, ctx.direction),
         )
         return (z, z_n) if e is None else (z + e, z_n + last(e, layout))
-
-
-def _transposed_blocks(w: Tensor) -> Tensor:
-    """``(G*H, H)`` with each of its square blocks transposed."""
-    hidden = w.shape[1]
-    return w.t() if w.shape[0] == hidden else w.reshape(-1, hidden, hidden).transpose(1, 2).reshape(w.shape)
 
 
 # For the compiler, for traced graphs and for whoever calls torch.ops.rnn_ext directly.

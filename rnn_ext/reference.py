@@ -27,12 +27,13 @@ def _scan(
     step: Callable[[int, Tensor], Tensor],
     state: Tensor | None,
     product: Tensor | None,
-    matrix: Tensor,
+    multiply: Callable[[Tensor], Tensor],
     lengths: Tensor | None,
+    reset: Tensor | None,
     direction: int,
     like: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """One group through time. ``step(t, M y_{t-1})`` makes the new state of all rows."""
+    """One group through time. ``step(t, M y_{t-1})`` makes the new state of all rows, ``multiply(y)`` is ``M y``."""
     steps, batch, hidden = shape
     zeros = like.new_zeros(batch, hidden)
     state = zeros if state is None else state
@@ -40,7 +41,13 @@ def _scan(
     begun = None
     outputs: list[Tensor] = [zeros] * steps
     for t in range(steps) if direction == 1 else range(steps - 1, -1, -1):
-        carried = state @ matrix.t()
+        if reset is not None and begun is not None:
+            # Between this step and the one before it, in either direction, for the rows that are in both.
+            cut = begun & reset[max(t, t - direction)].unsqueeze(1)
+            if lengths is not None:
+                cut = cut & (lengths > t).unsqueeze(1).to(like.device)
+            state = torch.where(cut, zeros, state)
+        carried = multiply(state)
         if product is not None:
             carried = product if begun is None else torch.where(begun, carried, product)
         new = step(t, carried)
@@ -64,6 +71,8 @@ def _run(
     transpose: bool,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
+    reset: Tensor | None,
+    mask: Tensor | None,
     direction: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """All groups. ``cell(the sequences' rows at one step, M y)`` is the new state."""
@@ -72,7 +81,7 @@ def _run(
         alive = batch_sizes.unsqueeze(1) > torch.arange(int(batch_sizes[0]))
         at = (alive.flatten().cumsum(0) - 1).clamp(min=0).view(alive.shape).to(w.device)
         padded = [x if x is None else x[at] for x in sequences]
-        output, last = _run(padded, cell, seed, seed_kind, w, transpose, None, alive.sum(0), direction)
+        output, last = _run(padded, cell, seed, seed_kind, w, transpose, None, alive.sum(0), None, mask, direction)
         return output[alive.nonzero(as_tuple=True)], last
     hidden = w.shape[1]
     like = next(x for x in reversed(sequences) if x is not None)
@@ -80,7 +89,11 @@ def _run(
     for g, d in enumerate(direction):
         columns = slice(g * hidden, (g + 1) * hidden)
         parts = [x if x is None else x[..., columns] for x in sequences]
-        matrix = w[columns].t() if transpose else w[columns]
+
+        def multiply(y: Tensor, g: int = g, columns: slice = columns) -> Tensor:
+            if mask is None:
+                return y @ (w[columns] if transpose else w[columns].t())
+            return mask[g] * (y @ w[columns]) if transpose else (mask[g] * y) @ w[columns].t()
 
         def step(t: int, carried: Tensor, parts: list[Tensor | None] = parts) -> Tensor:
             return cell([x if x is None else x[t] for x in parts], carried)
@@ -88,7 +101,7 @@ def _run(
         start = None if seed is None else seed[g]
         state, product = (start, None) if seed_kind == "state" else (None, start)
         shape = (like.shape[0], like.shape[1], hidden)
-        y, y_last = _scan(shape, step, state, product, matrix, lengths, d, like)
+        y, y_last = _scan(shape, step, state, product, multiply, lengths, reset, d, like)
         outputs.append(y)
         lasts.append(y_last)
     if not outputs:
@@ -102,6 +115,8 @@ def recurrence(
     w: Tensor,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
+    reset: Tensor | None,
+    mask: Tensor | None,
     nonlinearity: str,
     direction: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
@@ -113,7 +128,7 @@ def recurrence(
         assert u_t is not None
         return activation(u_t + product)
 
-    return _run([u], cell, h0, "state", w, False, batch_sizes, lengths, direction)
+    return _run([u], cell, h0, "state", w, False, batch_sizes, lengths, reset, mask, direction)
 
 
 def linear_recurrence(
@@ -123,6 +138,8 @@ def linear_recurrence(
     factor: Tensor,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
+    reset: Tensor | None,
+    mask: Tensor | None,
     derivative: str,
     seed_kind: str,
     transpose: bool,
@@ -136,4 +153,4 @@ def linear_recurrence(
         assert factor_t is not None
         return derivative_of(factor_t) * (product if v_t is None else v_t + product)
 
-    return _run([v, factor], cell, seed, seed_kind, w, transpose, batch_sizes, lengths, direction)
+    return _run([v, factor], cell, seed, seed_kind, w, transpose, batch_sizes, lengths, reset, mask, direction)

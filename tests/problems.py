@@ -22,7 +22,8 @@ class Problem:
 
     def cast(self, dtype: torch.dtype) -> Problem:
         """The same numbers in another floating dtype; strides stay."""
-        return self.with_args(**{n: _cast(self.args[n], dtype) for n in self.tensors})
+        names = [k for k, v in self.args.items() if isinstance(v, Tensor) and v.is_floating_point()]
+        return self.with_args(**{n: _cast(self.args[n], dtype) for n in names})
 
     def with_args(self, **changes: Any) -> Problem:
         return replace(self, args={**self.args, **changes})
@@ -30,7 +31,7 @@ class Problem:
     @property
     def tensors(self) -> list[str]:
         """Names of the arguments that have a gradient."""
-        return [k for k, v in self.args.items() if isinstance(v, Tensor) and v.is_floating_point()]
+        return [k for k in ("u", "v", "h0", "seed", "w", "factor") if isinstance(self.args.get(k), Tensor)]
 
     def run(self, module: Any) -> tuple[Tensor, Tensor]:
         """Calls the primitive of ``rnn_ext.ops`` or of ``rnn_ext.reference``."""
@@ -71,6 +72,8 @@ def make(
     no_v: bool = False,
     random_seed: int = 0,
     strided: bool = False,
+    resets: bool = False,
+    masked: bool = False,
 ) -> Problem:
     """A float64 problem of the given shape; layout is "dense", "lengths" or "packed"."""
     g = torch.Generator().manual_seed(random_seed)
@@ -101,7 +104,11 @@ def make(
     seed = None if seed_kind is None else normal(groups, batch, hidden)
     if strided:
         w, seed = _strided(w), None if seed is None else _strided(seed)
-    common = {"batch_sizes": batch_sizes, "lengths": lengths, "direction": direction}
+    common = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": None, "mask": None, "direction": direction}
+    if resets and layout != "packed":
+        common["reset"] = torch.rand(time, batch, generator=g) < 0.3
+    if masked:
+        common["mask"] = 2.0 * torch.randint(2, (groups, batch, hidden), generator=g).double()
     if not linear:
         return Problem(False, {"u": first, "h0": seed, "w": w, "nonlinearity": nonlinearity, **common})
     return Problem(
@@ -140,4 +147,6 @@ def problems(
         no_v=linear and draw(st.booleans()),
         random_seed=draw(st.integers(0, 1000)),
         strided=draw(st.booleans()),
+        resets=draw(st.booleans()),
+        masked=draw(st.booleans()),
     )

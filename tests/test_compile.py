@@ -240,5 +240,7 @@ def test_the_exported_op_keeps_its_contract(kind: str) -> None:
     h0 = torch.randn(2, 3, HIDDEN, requires_grad=True)
     batch_sizes = packed.batch_sizes if kind == "packed" else None
     lengths = ragged(5, 3) if kind == "lengths" else None
-    arguments = (x, h0, *weights, batch_sizes, lengths, "tanh", (1, -1))
+    reset = torch.rand(5, 3) < 0.5 if kind == "lengths" else None
+    mask = torch.randn(2, 3, HIDDEN) if kind == "packed" else None
+    arguments = (x, h0, *weights, batch_sizes, lengths, reset, mask, "tanh", (1, -1))
     torch.library.opcheck(torch.ops.rnn_ext.layer.default, arguments)

@@ -161,6 +161,16 @@ def _(make: Make) -> None:
     assert make(3, 4)(x)[0].is_nested
 
 
+@row("[`reset=`](docs/sequences.md#episodes): a new episode within a sequence, as in RL rollouts")
+def _(make: Make) -> None:
+    make(3, 4)(torch.randn(5, 2, 3), reset=torch.rand(5, 2) < 0.5)[0].sum().backward()
+
+
+@row("[`recurrent_dropout=p`](docs/training.md#recurrent-dropout): variational, in the kernel")
+def _(make: Make) -> None:
+    make(3, 4, recurrent_dropout=0.5)(torch.randn(5, 2, 3))[0].sum().backward()
+
+
 @row("[`return_all_layers=True`](docs/sequences.md#every-layers-states)")
 def _(make: Make) -> None:
     assert len(make(3, 4, 2)(torch.randn(5, 2, 3), return_all_layers=True)[0]) == 2

@@ -427,7 +427,7 @@ class Recurrence:
         self.h = {k: loop_r(u[k], h0[k], w[k[0]], nonlinearity) for k in batch.each()}
 
     def run(self, u: Tensor, h0: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.recurrence(u, h0, w, *self.batch.ragged, self.nonlinearity, self.batch.direction)
+        return ops.recurrence(u, h0, w, *self.batch.ragged, None, None, self.nonlinearity, self.batch.direction)
 
     def s(self) -> dict[tuple[int, int], Array]:
         """(8), by way of (6)."""
@@ -458,7 +458,7 @@ def test_bptt_is_the_linear_recurrence(layout: str, nonlinearity: str, seed: int
     h, _ = case.run(case.u, case.h0, case.w)
     back = tuple(-d for d in case.batch.direction)
     s, s_first = ops.linear_recurrence(
-        case.g, case.g_n, case.w, h, *case.batch.ragged, nonlinearity, "product", True, back
+        case.g, case.g_n, case.w, h, *case.batch.ragged, None, None, nonlinearity, "product", True, back
     )
     by_hand = case.s()
     check(s, case.batch.join(by_hand), "s")
@@ -544,7 +544,9 @@ class Linear:
         return square.transpose(0, 2, 1) if self.options[2] else square
 
     def run(self, v: Tensor, seed: Tensor, w: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.linear_recurrence(v, seed, w, factor, *self.batch.ragged, *self.options, self.batch.direction)
+        return ops.linear_recurrence(
+            v, seed, w, factor, *self.batch.ragged, None, None, *self.options, self.batch.direction
+        )
 
 
 every_option = pytest.mark.parametrize(

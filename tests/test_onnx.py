@@ -121,12 +121,43 @@ def test_a_cell_needs_no_table(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(session.run(None, fed)[0]), cell(x, h))
 
 
-def test_packed_sequences_are_refused(tmp_path: Path) -> None:
-    packed = pack_sequence([torch.randn(5, 11), torch.randn(2, 11)])
+class Resets(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = rnn_ext.RNN(11, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x, reset=x[..., 0] > 0)[0]
+
+
+PACKED = pack_sequence([torch.randn(5, 11), torch.randn(2, 11)])
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "cause"),
+    [
+        (rnn_ext.RNN(11, 7), PACKED, "ONNX has no packed sequences; run the padded batch with lengths instead"),
+        (Resets(), torch.randn(5, 2, 11), "ONNX's RNN has no resets; export the model for one episode at a time"),
+    ],
+)
+def test_what_onnx_does_not_have_is_refused(model: nn.Module, x: Any, cause: str, tmp_path: Path) -> None:
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as failure:
-        export(rnn_ext.RNN(11, 7), (packed,), None, tmp_path / "rnn.onnx")
-    causes, error = [], failure.value
+        export(model, (x,), None, tmp_path / "rnn.onnx")
+    assert cause in causes(failure.value)
+
+
+def test_recurrent_dropout_is_refused(tmp_path: Path) -> None:
+    model, x = rnn_ext.RNN(11, 7, recurrent_dropout=0.5), torch.randn(5, 2, 11)
+    assert len(layers(export(model, (x,), None, tmp_path / "rnn.onnx"))) == 1  # in eval mode, as modules are exported
+    program = torch.export.export(model.train(), (x,))
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as failure:
+        torch.onnx.export(program, custom_translation_table=translation_table(), dynamo=True, verbose=False)
+    assert "ONNX's RNN has no recurrent dropout; export the model in eval mode" in causes(failure.value)
+
+
+def causes(error: BaseException | None) -> list[str]:
+    found = []
     while error is not None:
-        causes.append(str(error))
+        found.append(str(error))
         error = error.__cause__
-    assert "ONNX has no packed sequences; run the padded batch with lengths instead" in causes
+    return found

@@ -20,7 +20,8 @@ LAYOUTS = ("dense", "lengths", "packed")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("seeded", [True, False])
 def test_opcheck(linear: bool, layout: str, seeded: bool) -> None:
-    problem = make(4, 3, 5, (1, -1), layout, linear=linear, seed_kind="state" if seeded else None)
+    seed_kind = "state" if seeded else None
+    problem = make(4, 3, 5, (1, -1), layout, linear=linear, seed_kind=seed_kind, resets=seeded, masked=seeded)
     args = {k: v.requires_grad_() if k in problem.tensors else v for k, v in problem.args.items()}
     op = torch.ops.rnn_ext.linear_recurrence if linear else torch.ops.rnn_ext.recurrence
     order = [a.name for a in op.default._schema.arguments]
@@ -60,6 +61,11 @@ LINEAR = make(4, 3, 5, (1,), "dense", linear=True, seed_kind="state")
         (PACKED, {"batch_sizes": torch.tensor([1, 2])}, "batch_sizes must be positive and not increasing, got 2"),
         (PACKED, {"batch_sizes": torch.tensor([1, 1])}, "batch_sizes add up to 2, but the packed data has"),
         (PACKED, {"lengths": torch.tensor([1])}, "batch_sizes and lengths exclude each other"),
+        (DENSE, {"reset": torch.zeros(4, 2).bool()}, r"reset must have shape \(4, 3\), got \(4, 2\)"),
+        (DENSE, {"reset": torch.zeros(4, 3)}, "reset must be a bool tensor on the CPU"),
+        (PACKED, {"reset": torch.zeros(4, 3).bool()}, "reset is for padded sequences; it excludes batch_sizes"),
+        (DENSE, {"mask": torch.zeros(1, 5).double()}, r"mask must have shape \(1, 3, 5\), got \(1, 5\)"),
+        (DENSE, {"mask": torch.zeros(1, 3, 5)}, "all of the tensors must be on the CPU and of w's dtype"),
         (LINEAR, {"derivative": "sin"}, "derivative must be 'tanh', 'relu' or 'given', got 'sin'"),
         (LINEAR, {"seed_kind": "x"}, "seed_kind must be 'state' or 'product', got 'x'"),
         (LINEAR, {"v": torch.zeros(4, 2, 5).double()}, r"v must have shape \(4, 3, 5\), got \(4, 2, 5\)"),

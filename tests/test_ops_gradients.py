@@ -21,21 +21,28 @@ LAYOUTS = ("dense", "lengths", "packed")
 # Small, since a check's cost grows with the square of the elements.
 SIZES = ((3, 2, 2, (1,)), (3, 2, 2, (-1,)), (2, 2, 2, (1, -1)), (1, 1, 3, (1,)))
 RECURRENCE = [
-    make(*size, layout, nonlinearity=nonlinearity, seed_kind=seed)
+    make(*size, layout, nonlinearity=nonlinearity, seed_kind=seed, resets=changed, masked=changed)
     for size in SIZES
     for layout in LAYOUTS
-    for nonlinearity, seed in (("tanh", "state"), ("tanh", None), ("relu", "state"))
+    for nonlinearity, seed, changed in (
+        ("tanh", "state", False),
+        ("tanh", None, False),
+        ("relu", "state", False),
+        ("tanh", "state", True),
+    )
 ]
 OPTIONS = (
-    # derivative, seed_kind, transpose, no_v
-    ("tanh", "state", False, False),
-    ("tanh", "product", True, False),
-    ("relu", "state", True, False),
-    ("relu", "product", False, False),
-    ("given", "state", True, False),
-    ("given", "product", False, False),
-    ("given", None, True, False),
-    ("tanh", "state", False, True),
+    # derivative, seed_kind, transpose, no_v, resets and mask
+    ("tanh", "state", False, False, False),
+    ("tanh", "product", True, False, False),
+    ("relu", "state", True, False, False),
+    ("relu", "product", False, False, False),
+    ("given", "state", True, False, False),
+    ("given", "product", False, False, False),
+    ("given", None, True, False, False),
+    ("tanh", "state", False, True, False),
+    ("given", "state", False, False, True),
+    ("tanh", "product", True, False, True),
 )
 LINEAR = [
     make(
@@ -46,26 +53,41 @@ LINEAR = [
         seed_kind=seed,
         transpose=transpose,
         no_v=no_v,
+        resets=changed,
+        masked=changed,
     )
     for size in SIZES
     for layout in LAYOUTS
-    for derivative, seed, transpose, no_v in OPTIONS
+    for derivative, seed, transpose, no_v, changed in OPTIONS
 ]
 # For what is compared with the reference under the same transform: every layout of both, directions mixed.
 SAMPLES = [
-    make(4, 3, 2, direction, layout, nonlinearity=nonlinearity, seed_kind="state")
-    for direction, layout, nonlinearity in (
-        ((1,), "dense", "tanh"),
-        ((-1,), "lengths", "relu"),
-        ((1, -1), "packed", "tanh"),
+    make(4, 3, 2, direction, layout, nonlinearity=nonlinearity, seed_kind="state", resets=changed, masked=changed)
+    for direction, layout, nonlinearity, changed in (
+        ((1,), "dense", "tanh", False),
+        ((-1,), "lengths", "relu", False),
+        ((1, -1), "packed", "tanh", False),
+        ((1, -1), "dense", "tanh", True),
+        ((1, -1), "lengths", "relu", True),
+        ((-1,), "packed", "tanh", True),
     )
 ] + [
-    make(4, 3, 2, direction, layout, linear=True, nonlinearity=derivative, seed_kind=seed, transpose=transpose)
-    for direction, layout, derivative, seed, transpose in (
-        ((1,), "dense", "tanh", "state", False),
-        ((1, -1), "lengths", "given", "product", True),
-        ((-1, 1), "packed", "given", "state", True),
-        ((-1,), "lengths", "relu", "state", False),
+    make(
+        *(4, 3, 2, direction, layout),
+        linear=True,
+        nonlinearity=derivative,
+        seed_kind=seed,
+        transpose=transpose,
+        resets=changed,
+        masked=changed,
+    )
+    for direction, layout, derivative, seed, transpose, changed in (
+        ((1,), "dense", "tanh", "state", False, False),
+        ((1, -1), "lengths", "given", "product", True, False),
+        ((-1, 1), "packed", "given", "state", True, False),
+        ((-1,), "lengths", "relu", "state", False, False),
+        ((1, -1), "dense", "given", "state", True, True),
+        ((-1, 1), "lengths", "tanh", "product", False, True),
     )
 ]
 samples = pytest.mark.parametrize("problem", SAMPLES, ids=str)

@@ -39,10 +39,11 @@ void launch_on_torch_pool(int workers, Body body, void* context) {
 // Which rows live when, and the arrays behind it (recurrence.h).
 struct OwnedRows {
   std::vector<int64_t> alive_at, packed_at, order;
+  const bool* resets = nullptr;
 
   Rows view() const {
     auto data = [](const std::vector<int64_t>& v) { return v.empty() ? nullptr : v.data(); };
-    return {data(alive_at), data(packed_at), data(order)};
+    return {data(alive_at), data(packed_at), data(order), resets};
   }
 };
 
@@ -131,7 +132,8 @@ struct Call {
   std::optional<Tensor> seed;
   Tensor weight;
   std::optional<Tensor> factor;
-  std::optional<Tensor> batch_sizes, lengths;
+  std::optional<Tensor> batch_sizes, lengths, reset;
+  std::optional<Tensor> mask;
   Epilogue epilogue;
   Seed seed_kind;
   bool transpose;
@@ -162,7 +164,14 @@ Shape check_call(const Call& c) {
     check_shape(*c.input, expected, "v");
   }
   if (c.seed) check_shape(*c.seed, {groups, shape.batch, shape.hidden}, c.factor ? "seed" : "h0");
-  for (const auto* t : {&c.input, &c.seed, &c.factor})
+  if (c.mask) check_shape(*c.mask, {groups, shape.batch, shape.hidden}, "mask");
+  if (c.reset) {
+    STD_TORCH_CHECK(!c.batch_sizes, "reset is for padded sequences; it excludes batch_sizes");
+    STD_TORCH_CHECK(c.reset->is_cpu() && c.reset->scalar_type() == ScalarType::Bool,
+                    "reset must be a bool tensor on the CPU");
+    check_shape(*c.reset, {shape.time, shape.batch}, "reset");
+  }
+  for (const auto* t : {&c.input, &c.seed, &c.factor, &c.mask})
     STD_TORCH_CHECK(!*t || ((*t)->is_cpu() && (*t)->scalar_type() == c.weight.scalar_type()),
                     "all of the tensors must be on the CPU and of w's dtype");
   return shape;
@@ -203,6 +212,7 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& outpu
   if (c.input) problem.input = sequence_of<const T>(*c.input);
   if (c.factor) problem.factor = sequence_of<const T>(*c.factor);
   if (c.seed) problem.seed = {static_cast<const T*>(c.seed->const_data_ptr()), c.seed->stride(0), c.seed->stride(1)};
+  if (c.mask) problem.mask = {static_cast<const T*>(c.mask->const_data_ptr()), c.mask->stride(0), c.mask->stride(1)};
   problem.output = sequence_of<T>(output);
   problem.last = {static_cast<T*>(last.mutable_data_ptr()), last.stride(0), last.stride(1)};
 
@@ -240,14 +250,18 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& outpu
 
 std::tuple<Tensor, Tensor> call(Call c) {
   const Shape shape = check_call(c);
-  for (auto* t : {&c.input, &c.seed, &c.factor})
+  for (auto* t : {&c.input, &c.seed, &c.factor, &c.mask})
     if (*t) *t = with_unit_stride(**t);
   if (c.weight.stride(0) != 1) c.weight = with_unit_stride(c.weight);
   const Tensor& like = c.factor ? *c.factor : *c.input;
   const int64_t columns = shape.groups * shape.hidden;
-  const OwnedRows rows = c.batch_sizes ? rows_of_packed(*c.batch_sizes, like.size(0))
-                         : c.lengths   ? rows_of_lengths(*c.lengths, shape.time, shape.batch)
-                                       : OwnedRows();
+  OwnedRows rows = c.batch_sizes ? rows_of_packed(*c.batch_sizes, like.size(0))
+                   : c.lengths   ? rows_of_lengths(*c.lengths, shape.time, shape.batch)
+                                 : OwnedRows();
+  if (c.reset) {
+    c.reset = torch::stable::contiguous(*c.reset);
+    rows.resets = static_cast<const bool*>(c.reset->const_data_ptr());
+  }
   Tensor output =
       c.batch_sizes ? empty(like, {like.size(0), columns}) : empty(like, {shape.time, shape.batch, columns});
   Tensor last = empty(like, {shape.groups, shape.batch, shape.hidden});
@@ -266,18 +280,21 @@ std::tuple<Tensor, Tensor> call(Call c) {
 }
 
 std::tuple<Tensor, Tensor> recurrence(Tensor u, std::optional<Tensor> h0, Tensor w, std::optional<Tensor> batch_sizes,
-                                      std::optional<Tensor> lengths, std::string nonlinearity, Sizes direction) {
+                                      std::optional<Tensor> lengths, std::optional<Tensor> reset,
+                                      std::optional<Tensor> mask, std::string nonlinearity, Sizes direction) {
   STD_TORCH_CHECK(nonlinearity == "tanh" || nonlinearity == "relu", "nonlinearity must be 'tanh' or 'relu', got '",
                   nonlinearity, "'");
   const Seed kind = h0 ? Seed::state : Seed::none;
   return call({std::move(u), std::move(h0), std::move(w), std::nullopt, std::move(batch_sizes), std::move(lengths),
-               nonlinearity == "tanh" ? Epilogue::tanh : Epilogue::relu, kind, false, direction});
+               std::move(reset), std::move(mask), nonlinearity == "tanh" ? Epilogue::tanh : Epilogue::relu, kind, false,
+               direction});
 }
 
 std::tuple<Tensor, Tensor> linear_recurrence(std::optional<Tensor> v, std::optional<Tensor> seed, Tensor w,
                                              Tensor factor, std::optional<Tensor> batch_sizes,
-                                             std::optional<Tensor> lengths, std::string derivative,
-                                             std::string seed_kind, bool transpose, Sizes direction) {
+                                             std::optional<Tensor> lengths, std::optional<Tensor> reset,
+                                             std::optional<Tensor> mask, std::string derivative, std::string seed_kind,
+                                             bool transpose, Sizes direction) {
   const bool given = derivative == "given", tanh = derivative == "tanh";
   STD_TORCH_CHECK(given || tanh || derivative == "relu", "derivative must be 'tanh', 'relu' or 'given', got '",
                   derivative, "'");
@@ -288,7 +305,7 @@ std::tuple<Tensor, Tensor> linear_recurrence(std::optional<Tensor> v, std::optio
                                    : Epilogue::relu_derivative;
   const Seed kind = !seed ? Seed::none : seed_kind == "state" ? Seed::state : Seed::product;
   return call({std::move(v), std::move(seed), std::move(w), std::move(factor), std::move(batch_sizes),
-               std::move(lengths), epilogue, kind, transpose, direction});
+               std::move(lengths), std::move(reset), std::move(mask), epilogue, kind, transpose, direction});
 }
 
 }  // namespace

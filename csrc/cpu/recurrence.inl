@@ -53,10 +53,30 @@ template <class K>
 void seed_states(const Worker<K>& me, const Segment& seg, typename K::State* const states[2]) {
   const auto& p = me.problem;
   const int64_t columns = me.column_end - me.column_begin;
-  for (int64_t i = 0; i < seg.count; ++i)
-    for (int b = 0; b < 2; ++b)
-      convert_row(states[b] + i * me.stride + me.column_begin,
-                  p.seed.at(seg.group, p.rows.batch_index(seg.row(i))) + me.column_begin, columns);
+  for (int64_t i = 0; i < seg.count; ++i) {
+    const int64_t row = p.rows.batch_index(seg.row(i));
+    for (int b = 0; b < 2; ++b) {
+      typename K::State* state = states[b] + i * me.stride + me.column_begin;
+      convert_row(state, p.seed.at(seg.group, row) + me.column_begin, columns);
+      if (p.masks_states()) multiply_row(state, p.mask.at(seg.group, row) + me.column_begin, columns);
+    }
+  }
+}
+
+// What stands between a finished step and the next, for the rows that go on: a reset row's state is zeros, and M's
+// mask, unless M is transposed, belongs to what it multiplies.
+template <class K>
+void carry_over(const Worker<K>& me, const Segment& seg, int64_t rows, const bool* resets, typename K::State* states) {
+  const auto& p = me.problem;
+  const int64_t columns = me.column_end - me.column_begin;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t row = p.rows.batch_index(seg.row(i));
+    typename K::State* state = states + i * me.stride + me.column_begin;
+    if (resets && resets[row])
+      std::fill(state, state + columns, typename K::State{});
+    else if (p.masks_states())
+      multiply_row(state, p.mask.at(seg.group, row) + me.column_begin, columns);
+  }
 }
 
 // What follows a 16-bit state's last column is multiplied too (pairs.inl).
@@ -99,8 +119,9 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
 
     me.kernel.prepare(going);
 
+    auto batch_index = [&](int64_t i) { return p.rows.batch_index(seg.row(i)); };
     auto finish_state = [&](int64_t i, const Sum* row, int64_t column, int64_t columns) {
-      const int64_t b = p.rows.batch_index(seg.row(i));
+      const int64_t b = batch_index(i);
       finish_row<E, S>(row, input ? input + b * p.input.row_stride + column : nullptr,
                        factor ? factor + b * p.factor.row_stride + column : nullptr, current + i * me.stride + column,
                        output + b * p.output.row_stride + column, columns);
@@ -121,23 +142,31 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
         const int64_t i0 = tile * going / tiles, i1 = (tile + 1) * going / tiles;
         me.kernel.multiply(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, width, me.chains,
                            panels.depth, sums);
-        for (int64_t i = i0; i < i1; ++i) finish_state(i, sums + (i - i0) * width * panels.lanes, column, columns);
+        for (int64_t i = i0; i < i1; ++i) {
+          Sum* row = sums + (i - i0) * width * panels.lanes;
+          if (p.masks_sums()) multiply_row(row, p.mask.at(seg.group, batch_index(i)) + column, columns);
+          finish_state(i, row, column, columns);
+        }
       }
       for (int64_t i = going; i < alive; ++i) {
         std::fill(sums, sums + width * panels.lanes, Sum(0));
-        if (p.seed_kind == Seed::product)
-          convert_row(sums, p.seed.at(seg.group, p.rows.batch_index(seg.row(i))) + column, columns);
+        if (p.seed_kind == Seed::product) convert_row(sums, p.seed.at(seg.group, batch_index(i)) + column, columns);
         finish_state(i, sums, column, columns);
       }
     }
 
     const int64_t alive_next = s + 1 < steps ? seg.alive(p.rows, reversed ? t - 1 : t + 1) : 0;
     for (int64_t i = std::min(alive, alive_next); i < alive; ++i)
-      convert_row(p.last.at(seg.group, p.rows.batch_index(seg.row(i))) + me.column_begin,
-                  current + i * me.stride + me.column_begin, my_columns);
+      convert_row(p.last.at(seg.group, batch_index(i)) + me.column_begin, current + i * me.stride + me.column_begin,
+                  my_columns);
+    if (p.rows.resets || p.masks_states()) {
+      // Of the later of the two steps between which the boundary lies.
+      const bool* resets = p.rows.resets ? p.rows.resets + (reversed ? t : t + 1) * p.shape.batch : nullptr;
+      carry_over(me, seg, std::min(alive, alive_next), resets, current);
+    }
     if (p.rows.padded()) {
       for (int64_t i = alive; i < seg.count; ++i) {
-        S* ended = output + p.rows.batch_index(seg.row(i)) * p.output.row_stride + me.column_begin;
+        S* ended = output + batch_index(i) * p.output.row_stride + me.column_begin;
         std::fill(ended, ended + my_columns, S{});
       }
     }

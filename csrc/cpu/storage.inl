@@ -157,3 +157,15 @@ void convert_row(To* to, const From* from, int64_t n) {
     }
   }
 }
+
+// row *= by, elementwise.
+template <class T, class S>
+void multiply_row(T* row, const S* by, int64_t n) {
+  constexpr int L = kLanes<Compute<T>>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) Rounded<T>(load(row + i) * load(by + i)).store_to(row + i);
+  if (i < n) {
+    const int rest = static_cast<int>(n - i);
+    Rounded<T>(load_first(row + i, rest) * load_first(by + i, rest)).store_first_to(row + i, rest);
+  }
+}

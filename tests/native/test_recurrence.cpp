@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <thread>
 #include <vector>
@@ -65,7 +66,8 @@ struct Case {
   bool no_input;
   std::vector<int64_t> direction, length, alive_at, packed_at, order;
   int64_t row_count = 0;  // rows of a sequence tensor
-  std::vector<T> weight, input, factor, seed;
+  std::vector<T> weight, input, factor, seed, mask;
+  std::unique_ptr<bool[]> resets;  // [T][B], or none
 
   Case(const Shape& s, unsigned random_seed) : shape(s) {
     std::mt19937 random(random_seed);
@@ -107,6 +109,11 @@ struct Case {
     fill(input, row_count * s.groups * s.hidden, 1);
     fill(factor, row_count * s.groups * s.hidden, 0.5);
     fill(seed, s.groups * s.batch * s.hidden, 1);
+    if (pick(2)) fill(mask, s.groups * s.batch * s.hidden, 1);
+    if (kind != Kind::packed && pick(2)) {
+      resets.reset(new bool[s.time * s.batch]);
+      for (int64_t i = 0; i < s.time * s.batch; ++i) resets[i] = pick(3) == 0;
+    }
   }
 
   int64_t columns() const { return shape.groups * shape.hidden; }
@@ -129,6 +136,7 @@ Result<T> run(const Case<T>& c, const Isa& isa, int threads) {
   if (c.kind != Kind::dense) p.rows.alive_at = c.alive_at.data();
   if (c.kind == Kind::packed) p.rows.packed_at = c.packed_at.data();
   if (c.kind == Kind::lengths) p.rows.order = c.order.data();
+  p.rows.resets = c.resets.get();
   p.epilogue = c.epilogue;
   p.seed_kind = c.seed_kind;
   p.transpose = c.transpose;
@@ -137,6 +145,7 @@ Result<T> run(const Case<T>& c, const Isa& isa, int threads) {
   if (!c.no_input) p.input = {c.input.data(), s.batch * c.columns(), c.columns()};
   p.factor = {c.factor.data(), s.batch * c.columns(), c.columns()};
   p.seed = {c.seed.data(), s.batch * s.hidden, s.hidden};
+  if (!c.mask.empty()) p.mask = {c.mask.data(), s.batch * s.hidden, s.hidden};
   p.output = {r.output.data(), s.batch * c.columns(), c.columns()};
   p.last = {r.last.data(), s.batch * s.hidden, s.hidden};
 
@@ -166,7 +175,19 @@ Result<long double> expected(const Case<T>& c) {
       const T* seed = c.seed.data() + (g * s.batch + b) * s.hidden;
       for (int64_t k = 0; k < s.hidden; ++k) state[k] = c.seed_kind == Seed::state ? value(seed[k]) : 0;
       for (int64_t n = 0; n < c.length[b]; ++n) {
-        const int64_t t = c.direction[g] > 0 ? n : c.length[b] - 1 - n;
+        const bool forward = c.direction[g] > 0;
+        const int64_t t = forward ? n : c.length[b] - 1 - n;
+        if (n > 0 && c.resets && c.resets[(forward ? t : t + 1) * s.batch + b])
+          std::fill(state.begin(), state.end(), 0);
+        auto mask = [&](int64_t k) {
+          return c.mask.empty() ? 1.0L : static_cast<long double>(value(c.mask[(g * s.batch + b) * s.hidden + k]));
+        };
+        // M = W diag(mask) or its transpose; a 16-bit state is rounded when it is masked.
+        auto multiplied = [&](int64_t k) {
+          if (c.transpose || c.mask.empty()) return state[k];
+          const long double masked = state[k] * mask(k);
+          return sizeof(T) == 2 ? static_cast<long double>(value(Format<T>::nearest(masked))) : masked;
+        };
         const int64_t at = c.row(t, b) * c.columns() + g * s.hidden;
         for (int64_t j = 0; j < s.hidden; ++j) {
           long double a = c.no_input ? 0 : value(c.input[at + j]);
@@ -174,7 +195,7 @@ Result<long double> expected(const Case<T>& c) {
             a += value(seed[j]);
           else
             for (int64_t k = 0; k < s.hidden; ++k)
-              a += value(c.transpose ? w[k * s.hidden + j] : w[j * s.hidden + k]) * state[k];
+              a += (c.transpose ? mask(j) * value(w[k * s.hidden + j]) : value(w[j * s.hidden + k])) * multiplied(k);
           const long double f = value(c.factor[at + j]);
           switch (c.epilogue) {
             case Epilogue::tanh: next[j] = tanhl(a); break;
