@@ -69,6 +69,9 @@ def _composed(
     nonlinearity: str,
     direction: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
+    if b_hh is not None and b_hh.requires_grad and len(direction) > 1:
+        # So that its gradient is a tensor of its own: see Layer.backward.
+        b_hh = 1.0 * b_hh
     u = _project(x, w_ih, b_ih, b_hh)
     return ops.recurrence(u, h0, w_hh, batch_sizes, lengths, reset, mask, nonlinearity, direction)
 
@@ -119,6 +122,8 @@ class Layer(torch.autograd.Function):
             w_ih_bar,
             w_hh_bar,
             b_bar if need_b_ih else None,
-            b_bar if need_b_hh else None,
+            # A tensor of its own. Where these are two directions' biases in one, autograd keeps views of what it gets
+            # here as the parameters' gradients, and one that is added to or clipped must not change the other.
+            b_bar.clone() if need_b_hh and b_bar is not None else None,
             *(None,) * 6,
         )

@@ -201,3 +201,33 @@ def test_data_loader_workers_after_use() -> None:
         with torch.no_grad():
             expected = ours(torch.full((20, 3), float(index)))[0]
         torch.testing.assert_close(output[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("time", [1, 5])
+@pytest.mark.filterwarnings("ignore:rnn_ext has no kernel")
+def test_gradients_share_no_memory(time: int, bidirectional: bool, dtype: torch.dtype) -> None:
+    module = rnn_ext.RNN(3, 4, 2, bidirectional=bidirectional, dtype=dtype)
+    oracle = nn.RNN(3, 4, 2, bidirectional=bidirectional, dtype=dtype)
+    oracle.load_state_dict(module.state_dict())
+    x = torch.randn(time, 2, 3, dtype=dtype)
+    for model in (module, oracle):
+        if model is oracle and dtype.is_complex:
+            # nn.RNN refuses complex numbers: twice the gradient of one pass is what two must give.
+            once = rnn_ext.RNN(3, 4, 2, bidirectional=bidirectional, dtype=dtype)
+            once.load_state_dict(module.state_dict())
+            (2 * once(x)[0].abs().sum()).backward()
+            oracle.load_state_dict(once.state_dict())
+            for p, q in zip(oracle.parameters(), once.parameters(), strict=True):
+                p.grad = q.grad
+            continue
+        for _ in range(2):
+            model(x)[0].abs().sum().backward()
+    gradients = [p.grad for p in module.parameters()]
+    assert len({g.data_ptr() for g in gradients if g is not None}) == len(gradients)
+    torch.testing.assert_close(gradients, [p.grad for p in oracle.parameters()])
+    # In place on one, as clipping does, and the others stay.
+    norms = [torch.nn.utils.clip_grad_norm_(m.parameters(), 0.1) for m in (module, oracle)]
+    torch.testing.assert_close(*norms)
+    torch.testing.assert_close([p.grad for p in module.parameters()], [p.grad for p in oracle.parameters()])
