@@ -17,7 +17,7 @@ STAMP := $(VENV)/.requirements
 CMAKE := $(BIN)/cmake
 SOURCES := csrc/ tests/native/
 
-.PHONY: demo test test-native test-sanitizers test-python lint format bench build clean
+.PHONY: demo test test-native test-sanitizers test-python cuda lint format bench build clean
 
 demo: build
 	$(BIN)/python examples/char_rnn.py
@@ -36,9 +36,14 @@ test-native: $(STAMP)
 test-sanitizers: $(STAMP)
 	for s in address,undefined thread; do \
 	  $(CMAKE) -S . -B build/$$s -G Ninja -DRNN_EXT_SANITIZE=$$s >/dev/null && \
-	  $(CMAKE) --build build/$$s --target test_recurrence && \
-	  $(BIN)/ctest --test-dir build/$$s -R test_recurrence --output-on-failure || exit 1; \
+	  $(CMAKE) --build build/$$s --target test_recurrence test_cuda_emulator test_cuda_device && \
+	  $(BIN)/ctest --test-dir build/$$s -R 'test_recurrence|test_cuda' --output-on-failure || exit 1; \
 	done
+
+# What a machine with nvcc can say of CUDA code without a GPU: it compiles, for every architecture.
+cuda: $(STAMP)
+	$(CMAKE) -S . -B build/native -G Ninja >/dev/null
+	$(CMAKE) --build build/native --target cuda
 
 bench: build
 	$(BIN)/python -m benchmarks
@@ -47,12 +52,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	git ls-files '*.cpp' '*.h' '*.inl' | xargs $(BIN)/clang-format --dry-run -Werror
+	git ls-files '*.cpp' '*.h' '*.inl' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	git ls-files '*.cpp' '*.h' '*.inl' | xargs $(BIN)/clang-format -i
+	git ls-files '*.cpp' '*.h' '*.inl' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
 
 # In place, beside the Python sources; ninja compiles what changed.
 build: $(STAMP)

@@ -110,7 +110,7 @@ __global__ void hand_over(const int* x, int* y, int rounds) {
       if (r > 0) barrier_sync(2, all);  // the box is empty again
       box[i] = x[r * half_block + i];
       if (kBug == Bug::skipped_barrier && i < kWarp) continue;
-      barrier_arrive(1, kBug == Bug::wrong_count ? half_block : all);
+      barrier_arrive(1, kBug == Bug::wrong_count ? 2 * all : all);
     } else {
       barrier_sync(1, all);  // skipped_barrier wrong_count
       y[r * half_block + i] = box[half_block - 1 - i];

@@ -152,6 +152,7 @@ void Launch::create_blocks() {
         clusters[p.x / cluster.x + in_clusters.x * (p.y / cluster.y + in_clusters.y * (p.z / cluster.z))].get();
     block.cluster_rank = static_cast<uint32_t>(block.cluster->blocks.size());
     block.cluster->blocks.push_back(&block);
+    block.cluster->barrier.waiting.reserve(block.cluster->barrier.waiting.capacity() + block.live);
   }
 }
 

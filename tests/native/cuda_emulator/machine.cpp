@@ -35,17 +35,23 @@ char* map(size_t bytes) {
   return static_cast<char*>(p);
 }
 
+// Unwinds a fiber that has erred; the others stay where they are, and own nothing there.
+struct Abandoned {};
+
 void fiber_main() {
   Fiber& self = *current;
   Block& block = *self.block;
   finish_switch(nullptr, &block.scheduler_stack, &block.scheduler_stack_bytes);
   tsan_acquire(&block.start_sync);
-  block.launch.call(block.launch.arguments);
-  leave_copies(self);
-  leave_warp(self);
-  self.state = Fiber::State::exited;
-  --block.live;
-  leave_barriers(self);
+  try {
+    block.launch.call(block.launch.arguments);
+    leave_copies(self);
+    leave_warp(self);
+    self.state = Fiber::State::exited;
+    --block.live;
+    leave_barriers(self);
+  } catch (const Abandoned&) {
+  }
   tsan_release(&block.end_sync);
   start_switch(nullptr, block.scheduler_stack, block.scheduler_stack_bytes);
   tsan_switch(block.scheduler_tsan);
@@ -103,9 +109,7 @@ void wait_in(const char* operation, Place place, Fiber::State state) {
 
 void fail(Fault::Kind kind, const std::string& what) {
   current->block->launch.set_fault(kind, what);
-  // The scheduler sees the fault and never comes back here.
-  suspend();
-  std::abort();
+  throw Abandoned{};
 }
 
 void trap(Place place) { fail(Fault::Kind::misuse, describe(*current) + " trapped at " + describe(place)); }
@@ -125,6 +129,9 @@ Block::Block(Launch& launch, unsigned index) : launch(launch), index(index) {
   fibers.resize(live);
   ready.resize(live);
   by_rank.resize(live);
+  // Here, since fibers, unordered as they are, may not grow what they share.
+  spinners.reserve(live);
+  for (Barrier& barrier : barriers) barrier.waiting.reserve(live);
   warp_meetings.resize((live + 31) / 32);
   warp_sync.resize((live + 31) / 32 * kWarpSyncs);
   for (unsigned i = 0; i < live; ++i) {
