@@ -2,8 +2,8 @@
 //
 // Under nvcc the functions named here have the bodies in ptx.cuh and launch.cuh. Any other compiler gets those of the
 // emulator (tests/native/cuda_emulator), which executes the same source on the CPU; its directory's parent must then be
-// on the include path. Beside these, kernels may use the language itself (__shared__, threadIdx, __syncthreads,
-// __syncwarp, __shfl_*_sync, votes, integer atomics, __threadfence).
+// on the include path. Beside these, kernels may use the language itself (__shared__, threadIdx, __syncthreads and
+// its votes, __syncwarp, __shfl_*_sync, votes of warps, integer atomics, __threadfence).
 //
 //   asynchronous copies     cp_async<4|8|16>(shared, global, valid), cp_async_commit(), cp_async_wait<N>()
 //   epoch flags             load_acquire(flag), store_release(flag, value), spin_until(flag, value, limit)

@@ -65,11 +65,15 @@ __global__ void grid_recurrence(const float* __restrict__ u, const float* __rest
   const int rows = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   const int i = static_cast<int>(blockIdx.x) * rows + thread;
   for (int t = 0; t < steps; ++t) {
-    if (t > 0 && kBug != Bug::missing_flag_wait) {
+    bool came = true;
+    if (t > 0 && kBug != Bug::missing_flag_wait)
       for (int b = thread; b < static_cast<int>(gridDim.x); b += rows)
-        if (!spin_until(flags + b, static_cast<uint32_t>(t), 1u << 20)) atomicExch(timed_out, 1u);  // lost_flag
+        came &= spin_until(flags + b, static_cast<uint32_t>(t), 1u << 20);  // lost_flag
+    // What is not there must not be read. A block that leaves leaves its flag, and so all of them leave.
+    if (!__syncthreads_and(came)) {
+      if (thread == 0) atomicExch(timed_out, 1u);
+      return;
     }
-    __syncthreads();
     const float* const previous = h + t % 2 * hidden;
     float* const next = h + (kBug == Bug::one_buffer ? t : t + 1) % 2 * hidden;
     float sum = u[t * hidden + i];

@@ -33,6 +33,7 @@ const Right kRight[] = {
 // What has to be seen, and by whom.
 enum class Seen {
   fault,  // a Fault, in every build
+  wrong,  // wrong results under some schedule, in every build
   race,   // a data race under ThreadSanitizer; wrong results under some schedule in the other builds
   order,  // a data race; in the other builds nothing: every order that the scheduler can make is a right one
   bytes,  // an error of AddressSanitizer's; a Fault in the other builds
@@ -62,8 +63,8 @@ const Planted kPlanted[] = {
     {"divergent_barrier", run_hand_over<Bug::divergent_barrier>, Seen::fault, "divergent barrier"},
     {"skipped_barrier", run_hand_over<Bug::skipped_barrier>, Seen::fault, "deadlock"},
     {"wrong_count", run_hand_over<Bug::wrong_count>, Seen::fault, "takes barrier 1 for one of"},
-    {"missing_wait", run_copied_sum<Bug::missing_wait>, Seen::race, ""},
-    {"short_wait", run_copied_sum<Bug::short_wait>, Seen::race, ""},
+    {"missing_wait", run_copied_sum<Bug::missing_wait>, Seen::wrong, ""},
+    {"short_wait", run_copied_sum<Bug::short_wait>, Seen::wrong, ""},
     {"early_copy", run_copied_sum<Bug::early_copy>, Seen::race, ""},
     {"unaligned_copy", run_copied_sum<Bug::unaligned_copy>, Seen::fault, "not a multiple of 16"},
     {"forgotten_copy", run_copied_sum<Bug::forgotten_copy>, Seen::fault, "never waited for", false},
@@ -134,6 +135,7 @@ int check_planted(const char* program, const std::string& source) {
     bool seen = false;
     switch (planted.seen) {
       case Seen::fault: seen = fault && line; break;
+      case Seen::wrong: seen = wrong; break;
       case Seen::race: seen = cuda_emulator::kTsan ? race && contains(report, kKernels) : wrong; break;
       case Seen::order: seen = cuda_emulator::kTsan ? race && contains(report, kKernels) : nothing; break;
       case Seen::bytes: seen = cuda_emulator::kAsan ? address && line : fault && line; break;

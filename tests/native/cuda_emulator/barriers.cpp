@@ -22,7 +22,7 @@ void complete(Barrier& barrier) {
 
 // ---- the block ----
 
-void sync_threads(Place place) {
+int sync_threads(bool vote, Place place) {
   Fiber& self = *current;
   Block& block = *self.block;
   Barrier& barrier = block.barriers[0];
@@ -32,6 +32,9 @@ void sync_threads(Place place) {
                                       " is in that at " + describe(barrier.place));
   barrier.place = place;
   const uint32_t phase = barrier.phase;
+  // The next phase's votes begin only when this one is complete, so two counts are enough.
+  if (barrier.arrived == 0) block.votes[phase & 1] = 0;
+  block.votes[phase & 1] += vote;
   arrive(barrier);
   if (barrier.arrived == static_cast<int>(block.live)) {
     block.check_red_zones("in __syncthreads at", place);
@@ -41,6 +44,7 @@ void sync_threads(Place place) {
     wait_in("__syncthreads", place, Fiber::State::waiting);
   }
   tsan_acquire(&barrier.sync[phase & 1]);
+  return block.votes[phase & 1];
 }
 
 void barrier(int id, int threads, bool wait, Place place) {

@@ -27,7 +27,16 @@ using cuda_emulator::Place;
 
 // ---- barriers and fences ----
 
-inline void __syncthreads(Place place = Place::here()) { cuda_emulator::sync_threads(place); }
+inline void __syncthreads(Place place = Place::here()) { cuda_emulator::sync_threads(false, place); }
+inline int __syncthreads_count(int predicate, Place place = Place::here()) {
+  return cuda_emulator::sync_threads(predicate != 0, place);
+}
+inline int __syncthreads_or(int predicate, Place place = Place::here()) {
+  return cuda_emulator::sync_threads(predicate != 0, place) > 0;
+}
+inline int __syncthreads_and(int predicate, Place place = Place::here()) {
+  return cuda_emulator::sync_threads(predicate == 0, place) == 0;
+}
 inline void __syncwarp(unsigned mask = 0xffffffffu, Place place = Place::here()) {
   cuda_emulator::sync_warp(mask, place);
 }

@@ -231,13 +231,22 @@ void Block::resume(Fiber& fiber) {
 
 void Block::finish() {
   if (!launch.fault) check_red_zones("at its end", {"", 0});
-  // A block of the cluster that reads this from now on has come too late. In the name of a fiber of its own, so that
-  // nothing orders this block before one that runs after it.
-  tsan_switch(undertaker_tsan);
-  tsan_acquire(&end_sync);
-  std::memset(shared, kUndefined, launch.shared_bytes);
+  if (launch.fault) {
+    // What the abandoned fibers have done is over for the host too.
+    for (Fiber& fiber : fibers) {
+      if (fiber.state == Fiber::State::exited) continue;
+      tsan_switch(fiber.tsan);
+      tsan_release(&end_sync);
+    }
+  } else {
+    // A block of the cluster that reads this from now on has come too late. In the name of a fiber of its own, so that
+    // nothing orders this block before one that runs after it.
+    tsan_switch(undertaker_tsan);
+    tsan_acquire(&end_sync);
+    std::memset(shared, kUndefined, launch.shared_bytes);
+    poison(shared, launch.shared_bytes);
+  }
   tsan_switch(scheduler_tsan);
-  poison(shared, launch.shared_bytes);
   munmap(stacks, fibers.size() * kStack);
   done = true;
 }

@@ -32,7 +32,8 @@ void yield_point();
 void fence(Place place);
 [[noreturn]] void trap(Place place);
 
-void sync_threads(Place place);
+// Returns how many of the block's threads have voted so.
+int sync_threads(bool vote, Place place);
 void barrier(int id, int threads, bool wait, Place place);
 
 // Waits for an epoch in *flag; false if it cannot come any more and the schedule is impatient. The caller then loads

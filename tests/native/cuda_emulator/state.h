@@ -137,7 +137,8 @@ struct Block {
   std::vector<Fiber*> by_rank;
   ReadySet ready;
   std::vector<Fiber*> spinners;
-  Barrier barriers[16];
+  Barrier barriers[16];  // 0 is __syncthreads
+  int votes[2] = {};     // of __syncthreads_or and its like, in even and odd phases
   std::vector<uint32_t> warp_meetings;  // of each warp, so far
   std::vector<char> warp_sync;          // kWarpSyncs a warp
   char start_sync, end_sync;

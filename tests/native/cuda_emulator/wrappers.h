@@ -19,6 +19,12 @@ T* dynamic_shared() {
 
 // ---- asynchronous copies ----
 
+// Moved as one: ThreadSanitizer sees assignments, but not what the compiler makes of a memset.
+template <int kBytes>
+struct alignas(kBytes) [[gnu::may_alias]] Chunk {
+  uint32_t words[kBytes / 4];
+};
+
 template <int kBytes>
 void cp_async(void* shared, const void* global, bool valid = true, Place place = Place::here()) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
@@ -26,20 +32,29 @@ void cp_async(void* shared, const void* global, bool valid = true, Place place =
   if (valid) cuda_emulator::check_aligned(global, kBytes, "cp_async", place);
   // Any moment until the wait can be the one of the copy: from now on the target is nobody's, and it is seen if
   // somebody still reads the old, or already reads what has not come.
-  std::memset(shared, 0xff, kBytes);
+  Chunk<kBytes> undefined;
+  for (uint32_t& word : undefined.words) word = ~0u;
+  *static_cast<Chunk<kBytes>*>(shared) = undefined;
   cuda_emulator::copy_later(shared, valid ? global : nullptr, kBytes, place);
 }
 
 inline void cp_async_commit(Place place = Place::here()) { cuda_emulator::commit_copies(place); }
 
+template <int kBytes>
+void complete_copy(const cuda_emulator::Copy& copy) {
+  *static_cast<Chunk<kBytes>*>(copy.shared) =
+      copy.global ? *static_cast<const Chunk<kBytes>*>(copy.global) : Chunk<kBytes>{};
+}
+
 template <int kPending>
 void cp_async_wait() {
   cuda_emulator::Copy copy;
   while (cuda_emulator::next_copy(kPending, &copy)) {
-    if (copy.global)
-      std::memcpy(copy.shared, copy.global, copy.bytes);
-    else
-      std::memset(copy.shared, 0, copy.bytes);
+    switch (copy.bytes) {
+      case 4: complete_copy<4>(copy); break;
+      case 8: complete_copy<8>(copy); break;
+      case 16: complete_copy<16>(copy); break;
+    }
   }
 }
 
@@ -121,9 +136,8 @@ inline void mma_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2], Pl
 
 inline void ldmatrix(bool transposed, uint32_t (&r)[4], const void* address, Place place) {
   cuda_emulator::check_shared(address, 16, "ldmatrix", place);
-  uint32_t row[4];
-  std::memcpy(row, address, sizeof row);
-  cuda_emulator::ldmatrix(transposed, r, row, place);
+  const Chunk<16> row = *static_cast<const Chunk<16>*>(address);
+  cuda_emulator::ldmatrix(transposed, r, row.words, place);
 }
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, Place place = Place::here()) {
   ldmatrix(false, r, row, place);
