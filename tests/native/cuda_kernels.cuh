@@ -15,6 +15,7 @@ enum class Bug {
   divergent_barrier,   // threads of a block in different __syncthreads
   skipped_barrier,     // some threads do not come to a named barrier
   wrong_count,         // threads disagree on how many a named barrier has
+  second_arrival,      // a thread stands in for one that has not come
   missing_flag_wait,   // a block does not wait for the others' step
   early_flag,          // a block says it is done before all its threads are
   lost_flag,           // a block does not say that it is done
@@ -115,6 +116,7 @@ __global__ void hand_over(const int* x, int* y, int rounds) {
       box[i] = x[r * half_block + i];
       if (kBug == Bug::skipped_barrier && i < kWarp) continue;
       barrier_arrive(1, kBug == Bug::wrong_count ? 2 * all : all);
+      if (kBug == Bug::second_arrival && i == 0) barrier_arrive(1, all);  // second_arrival
     } else {
       barrier_sync(1, all);  // skipped_barrier wrong_count
       y[r * half_block + i] = box[half_block - 1 - i];

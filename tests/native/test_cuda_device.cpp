@@ -188,6 +188,15 @@ int check_many() {
   config.cooperative = true;
   CHECK(launch(config, many<unsigned long long>, flags.data(), &sum, 16) == cudaSuccess, "not launched");
   CHECK(sum == blocks * threads, "%llu threads have come", sum);
+
+  if (!cuda_emulator::kTsan) return failures;
+  std::string said;
+  try {
+    launch({dim3(64), dim3(256)}, nothing);
+  } catch (const Fault& fault) {
+    said = fault.what();
+  }
+  CHECK(said.find("16384 threads are more than ThreadSanitizer") == 0, "said: %s", said.c_str());
   return failures;
 }
 

@@ -63,6 +63,7 @@ const Planted kPlanted[] = {
     {"divergent_barrier", run_hand_over<Bug::divergent_barrier>, Seen::fault, "divergent barrier"},
     {"skipped_barrier", run_hand_over<Bug::skipped_barrier>, Seen::fault, "deadlock"},
     {"wrong_count", run_hand_over<Bug::wrong_count>, Seen::fault, "takes barrier 1 for one of"},
+    {"second_arrival", run_hand_over<Bug::second_arrival>, Seen::fault, "a second time"},
     {"missing_wait", run_copied_sum<Bug::missing_wait>, Seen::wrong, ""},
     {"short_wait", run_copied_sum<Bug::short_wait>, Seen::wrong, ""},
     {"early_copy", run_copied_sum<Bug::early_copy>, Seen::race, ""},
@@ -134,8 +135,8 @@ int check_planted(const char* program, const std::string& source) {
     const bool wrong = contains(report, "WRONG: "), nothing = contains(report, "NOTHING");
     bool seen = false;
     switch (planted.seen) {
-      case Seen::fault: seen = fault && line; break;
-      case Seen::wrong: seen = wrong; break;
+      case Seen::fault: seen = fault && line && !race; break;
+      case Seen::wrong: seen = wrong && !race; break;
       case Seen::race: seen = cuda_emulator::kTsan ? race && contains(report, kKernels) : wrong; break;
       case Seen::order: seen = cuda_emulator::kTsan ? race && contains(report, kKernels) : nothing; break;
       case Seen::bytes: seen = cuda_emulator::kAsan ? address && line : fault && line; break;

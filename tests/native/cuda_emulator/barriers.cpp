@@ -58,6 +58,10 @@ void barrier(int id, int threads, bool wait, Place place) {
     fail(Fault::Kind::divergence, who() + " takes barrier " + std::to_string(id) + " for one of " +
                                       std::to_string(threads) + " threads, others, at " + describe(barrier.place) +
                                       ", of " + std::to_string(barrier.expected));
+  // It would stand for a thread that has not come.
+  if (self.arrivals[id] == barrier.phase + 1)
+    fail(Fault::Kind::divergence, who() + " arrives at barrier " + std::to_string(id) + " a second time");
+  self.arrivals[id] = barrier.phase + 1;
   barrier.expected = threads;
   barrier.place = place;
   const uint32_t phase = barrier.phase;

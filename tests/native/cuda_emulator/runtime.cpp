@@ -5,13 +5,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <mutex>
 
 #include "cuda_emulator/emulator.h"
 #include "cuda_emulator/state.h"
 
 namespace {
 
-cudaError_t last_error = cudaSuccess;
+thread_local cudaError_t last_error = cudaSuccess;
 
 cudaError_t remember(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
@@ -22,9 +23,12 @@ struct Attributes {
   int dynamic_shared_bytes = 0;
   bool any_cluster_size = false;
 };
-std::map<const void*, Attributes>& attributes() {
+// Of a kernel. Host threads may launch at the same time; entries stay where they are.
+Attributes& attributes(const void* kernel) {
+  static std::mutex mutex;
   static std::map<const void*, Attributes> all;
-  return all;
+  std::lock_guard<std::mutex> lock(mutex);
+  return all[kernel];
 }
 
 constexpr int kMostThreads = 1024;
@@ -33,7 +37,7 @@ int volume(const dim3& d) { return static_cast<int>(d.x * d.y * d.z); }
 
 size_t shared_limit(const void* kernel) {
   const cuda_emulator::Device& device = cuda_emulator::device();
-  return std::max(device.shared_bytes_per_block, attributes()[kernel].dynamic_shared_bytes);
+  return std::max(device.shared_bytes_per_block, attributes(kernel).dynamic_shared_bytes);
 }
 
 int blocks_per_multiprocessor(const void* kernel, int threads, size_t shared_bytes) {
@@ -161,11 +165,11 @@ cudaError_t set_function_attribute(const void* kernel, cudaFuncAttribute attribu
   switch (attribute) {
     case cudaFuncAttributeMaxDynamicSharedMemorySize:
       if (value < 0 || value > device().shared_bytes_per_block_optin) return remember(cudaErrorInvalidValue);
-      attributes()[kernel].dynamic_shared_bytes = value;
+      attributes(kernel).dynamic_shared_bytes = value;
       return cudaSuccess;
     case cudaFuncAttributePreferredSharedMemoryCarveout: return cudaSuccess;
     case cudaFuncAttributeNonPortableClusterSizeAllowed:
-      attributes()[kernel].any_cluster_size = value != 0;
+      attributes(kernel).any_cluster_size = value != 0;
       return cudaSuccess;
   }
   return remember(cudaErrorInvalidValue);
@@ -211,7 +215,7 @@ cudaError_t start(const cudaLaunchConfig_t& config, const void* kernel, void (*c
   if (launch.shared_bytes > shared_limit(kernel)) return remember(cudaErrorInvalidValue);
   if (cluster_blocks > 1) {
     if (device().major < 9) return remember(cudaErrorNotSupported);
-    const int most = attributes()[kernel].any_cluster_size ? 2 * device().cluster_blocks : device().cluster_blocks;
+    const int most = attributes(kernel).any_cluster_size ? 2 * device().cluster_blocks : device().cluster_blocks;
     if (cluster_blocks > most || grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z)
       return remember(cudaErrorInvalidClusterSize);
   }

@@ -70,6 +70,8 @@ struct Exchange {
   char* sync = nullptr;  // which of the warp's synchronisation points this is
 };
 
+using JumpBuffer = void* [5];  // GCC's, for __builtin_setjmp
+
 struct Fiber {
   enum class State : uint8_t { ready, waiting, spinning, exited };
   Block* block = nullptr;
@@ -85,6 +87,8 @@ struct Fiber {
 
   Exchange* exchange = nullptr;  // waiting for the warp
 
+  uint32_t arrivals[16] = {};  // at each barrier: 1 + the phase of the latest
+
   bool arrived_at_cluster = false;
   uint32_t cluster_phase = 0;
 
@@ -92,7 +96,9 @@ struct Fiber {
   size_t first_copy = 0;
   uint64_t copy_group = 0;
 
-  ucontext_t context;
+  ucontext_t context;  // of its beginning
+  bool begun = false;
+  JumpBuffer resume_at;
   char* stack = nullptr;
   void* tsan = nullptr;
   void* fake_stack = nullptr;
@@ -150,7 +156,7 @@ struct Block {
   char *thread_low = nullptr, *thread_high = nullptr;  // the OS thread's stack, where static shared memory lies
   char* thread_pointer = nullptr;
 
-  ucontext_t scheduler;
+  JumpBuffer scheduler;
   void* scheduler_tsan = nullptr;
   void* undertaker_tsan = nullptr;
   void* scheduler_fake_stack = nullptr;

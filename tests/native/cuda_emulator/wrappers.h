@@ -29,7 +29,12 @@ template <int kBytes>
 void cp_async(void* shared, const void* global, bool valid = true, Place place = Place::here()) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
   cuda_emulator::check_shared(shared, kBytes, "cp_async", place);
-  if (valid) cuda_emulator::check_aligned(global, kBytes, "cp_async", place);
+  if (valid) {
+    cuda_emulator::check_aligned(global, kBytes, "cp_async", place);
+    // Read now as well, for the sanitizers to see, in the line that asks.
+    const Chunk<kBytes> seen = *static_cast<const Chunk<kBytes>*>(global);
+    asm volatile("" ::"m"(seen));
+  }
   // Any moment until the wait can be the one of the copy: from now on the target is nobody's, and it is seen if
   // somebody still reads the old, or already reads what has not come.
   Chunk<kBytes> undefined;
