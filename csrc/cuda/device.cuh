@@ -5,15 +5,16 @@
 // on the include path. Beside these, kernels may use the language itself (__shared__, threadIdx, __syncthreads and
 // its votes, __syncwarp, __shfl_*_sync, votes of warps, integer atomics, __threadfence).
 //
-//   asynchronous copies     cp_async<4|8|16>(shared, global, valid), cp_async_commit(), cp_async_wait<N>()
-//   epoch flags             load_acquire(flag), store_release(flag, value), spin_until(flag, value, limit)
-//   barriers of some warps  barrier_sync(id, threads), barrier_arrive(id, threads); ids 1 to 15
-//   tensor cores            mma<half|bfloat16>(d, a, b), mma_tf32(d, a, b), ldmatrix_x4(r, row), ldmatrix_x4_trans(r, row)
-//   clusters                cluster_rank(), cluster_size(), cluster_arrive(), cluster_wait(), cluster_map(pointer, rank)
-//   numbers                 to_float(x), from_float<half|bfloat16>(x), pack<half|bfloat16>(low, high), round_tf32(x),
-//                           tanh_approx(x)
-//   shared memory           dynamic_shared<T>()
-//   host                    launch(LaunchConfig, kernel, arguments...)
+//   asynchronous copies   cp_async<4|8|16>(shared, global, valid), cp_async_commit(), cp_async_wait<N>()
+//   epoch flags           load_acquire(flag), store_release(flag, value), spin_until(flag, value, limit)
+//   barriers of warps     barrier_sync(id, threads), barrier_arrive(id, threads); ids 1 to 15
+//   tensor cores          mma<half|bfloat16>(d, a, b), mma_tf32(d, a, b)
+//                         ldmatrix_x4(r, row), ldmatrix_x4_trans(r, row)
+//   clusters              cluster_rank(), cluster_size(), cluster_arrive(), cluster_wait(), cluster_map(p, rank)
+//   numbers               to_float(x), from_float<half|bfloat16>(x), pack<half|bfloat16>(low, high)
+//                         round_tf32(x), tanh_approx(x)
+//   shared memory         dynamic_shared<T>()
+//   host                  launch(LaunchConfig, kernel, arguments...)
 //
 // Rules that keep a kernel testable: it waits in a loop for another thread only through spin_until; its launches go
 // through launch(); inline PTX stands in ptx.cuh alone.

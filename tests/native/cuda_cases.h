@@ -62,9 +62,8 @@ std::string run_grid_recurrence() {
   std::vector<uint32_t> flags(kBlocks), timed_out(1);
   LaunchConfig config{dim3(kBlocks), dim3(Recurrence::kHidden / kBlocks)};
   config.cooperative = kCooperative;
-  const cudaError_t error =
-      launch(config, grid_recurrence<kBug>, r.u.data(), r.w.data(), r.y.data(), h.data(), flags.data(),
-             timed_out.data(), int{Recurrence::kSteps}, int{Recurrence::kHidden});
+  const cudaError_t error = launch(config, grid_recurrence<kBug>, r.u.data(), r.w.data(), r.y.data(), h.data(),
+                                   flags.data(), timed_out.data(), int{Recurrence::kSteps}, int{Recurrence::kHidden});
   if (error) return refused(error);
   if (timed_out[0]) return "timed out";
   return compare(r.y, r.expected);

@@ -23,10 +23,14 @@ struct Right {
   Case run;
 };
 const Right kRight[] = {
-    {"block_recurrence", run_block_recurrence<>}, {"grid_recurrence", run_grid_recurrence<>},
-    {"warp_sum", run_warp_sum<>},                 {"hand_over", run_hand_over<>},
-    {"copied_sum", run_copied_sum<>},             {"cluster_sum", run_cluster_sum<>},
-    {"counted_sum", run_counted_sum<>},           {"multiply_half", run_multiply_16bit<half>},
+    {"block_recurrence", run_block_recurrence<>},
+    {"grid_recurrence", run_grid_recurrence<>},
+    {"warp_sum", run_warp_sum<>},
+    {"hand_over", run_hand_over<>},
+    {"copied_sum", run_copied_sum<>},
+    {"cluster_sum", run_cluster_sum<>},
+    {"counted_sum", run_counted_sum<>},
+    {"multiply_half", run_multiply_16bit<half>},
     {"multiply_bfloat16", run_multiply_16bit<bfloat16>},
 };
 

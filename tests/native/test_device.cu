@@ -1,5 +1,5 @@
-// Everything of device.cuh, compiled by nvcc for each architecture (make cuda): the kernels of the emulator's tests, and
-// what those do not use.
+// Everything of device.cuh, compiled by nvcc for each architecture (make cuda): the kernels of the emulator's tests,
+// and what those do not use.
 #include "cuda_kernels.cuh"
 
 namespace rnn_ext::cuda::test {

@@ -28,8 +28,8 @@ int sync_threads(bool vote, Place place) {
   Barrier& barrier = block.barriers[0];
   if (barrier.arrived > 0 && !(barrier.place == place))
     fail(Fault::Kind::divergence, "divergent barrier: " + describe(self) + " is in __syncthreads at " +
-                                      describe(place) + " while " + describe(*barrier.waiting[0]) +
-                                      " is in that at " + describe(barrier.place));
+                                      describe(place) + " while " + describe(*barrier.waiting[0]) + " is in that at " +
+                                      describe(barrier.place));
   barrier.place = place;
   const uint32_t phase = barrier.phase;
   // The next phase's votes begin only when this one is complete, so two counts are enough.
@@ -91,8 +91,8 @@ void leave_barriers(Fiber& fiber) {
 void cluster_arrive(Place place) {
   Fiber& self = *current;
   if (self.arrived_at_cluster)
-    fail(Fault::Kind::divergence, describe(self) + " at " + describe(place) +
-                                      " arrives at the cluster's barrier again without a wait between");
+    fail(Fault::Kind::divergence,
+         describe(self) + " at " + describe(place) + " arrives at the cluster's barrier again without a wait between");
   Barrier& barrier = self.block->cluster->barrier;
   self.arrived_at_cluster = true;
   self.cluster_phase = barrier.phase;
@@ -186,8 +186,8 @@ bool next_copy(int pending, Copy* copy) {
 void leave_copies(Fiber& fiber) {
   if (fiber.first_copy == fiber.copies.size()) return;
   const Copy& copy = fiber.copies[fiber.first_copy];
-  fail(Fault::Kind::misuse, describe(fiber) + " ends with a copy that it never waited for, from cp_async at " +
-                                describe(copy.place));
+  fail(Fault::Kind::misuse,
+       describe(fiber) + " ends with a copy that it never waited for, from cp_async at " + describe(copy.place));
 }
 
 void check_aligned(const void* p, int bytes, const char* operation, Place place) {

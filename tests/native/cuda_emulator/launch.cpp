@@ -81,13 +81,24 @@ bool Launch::pass_turn(Block& from) {
 
 Block* Launch::choose() {
   const size_t count = resident.size();
-  const size_t from = schedule.order == Schedule::Order::random ? random.next() % count : 0;
+  const bool random_order = schedule.order == Schedule::Order::random;
+  const size_t from = random_order ? random.next() % count : 0;
+  auto first = [&](auto condition) -> Block* {
+    for (size_t n = 0; n < count; ++n)
+      if (condition(*resident[(from + n) % count])) return resident[(from + n) % count];
+    return nullptr;
+  };
+  auto can_run = [](const Block& block) { return block.has_ready() || block.may_stop_spinning(); };
+  if (schedule.order == Schedule::Order::run_ahead && can_run(*resident[0])) return resident[0];
+  // Who waits for flags is looked after when nothing else is left, and then first where all have come: else the turn
+  // would go around at every flag, blocks times blocks a step.
+  if (!random_order) {
+    if (Block* block = first([](const Block& block) { return block.has_ready(); })) return block;
+    if (Block* block = first([](const Block& block) { return block.all_may_stop_spinning(); })) return block;
+  }
   for (;;) {
-    for (size_t n = 0; n < count; ++n) {
-      Block* block = resident[(from + n) % count];
-      if (block->can_run()) return block;
-    }
-    if (std::all_of(resident.begin(), resident.end(), [](const Block* block) { return block->done; })) return nullptr;
+    if (Block* block = first(can_run)) return block;
+    if (!first([](const Block& block) { return !block.done; })) return nullptr;
     if (!schedule.impatient || !expire_spinners()) break;
   }
   set_fault(Fault::Kind::deadlock, "deadlock: no thread can go on\n" + describe_waits());

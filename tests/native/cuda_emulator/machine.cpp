@@ -164,10 +164,15 @@ bool Fiber::may_stop_spinning() const {
   return expired || static_cast<int32_t>(__atomic_load_n(flag, __ATOMIC_RELAXED) - epoch) >= 0;
 }
 
-bool Block::can_run() const {
-  if (done) return false;
-  if (!started || !ready.empty()) return true;
+bool Block::has_ready() const { return !done && (!started || !ready.empty()); }
+
+bool Block::may_stop_spinning() const {
   return std::any_of(spinners.begin(), spinners.end(), [](const Fiber* fiber) { return fiber->may_stop_spinning(); });
+}
+
+bool Block::all_may_stop_spinning() const {
+  return !spinners.empty() &&
+         std::all_of(spinners.begin(), spinners.end(), [](const Fiber* fiber) { return fiber->may_stop_spinning(); });
 }
 
 void Block::wake_spinners() {
@@ -273,10 +278,10 @@ void Block::check_red_zones(const char* when, Place place) {
   for (int side = 0; side < 2; ++side) {
     for (size_t i = 0; i < sizes[side]; ++i) {
       if (static_cast<unsigned char>(ends[side][i]) == kCanary) continue;
-      launch.set_fault(Fault::Kind::memory,
-                       name() + " wrote outside of its dynamic shared memory, at byte " +
-                           std::to_string(ends[side] + i - shared) + " of " + std::to_string(launch.shared_bytes) +
-                           "; seen " + when + (place.line ? " " + describe(place) : ""));
+      launch.set_fault(Fault::Kind::memory, name() + " wrote outside of its dynamic shared memory, at byte " +
+                                                std::to_string(ends[side] + i - shared) + " of " +
+                                                std::to_string(launch.shared_bytes) + "; seen " + when +
+                                                (place.line ? " " + describe(place) : ""));
       return;
     }
   }

@@ -45,10 +45,10 @@ int blocks_per_multiprocessor(const void* kernel, int threads, size_t shared_byt
   if (threads < 1 || threads > kMostThreads || shared_bytes > shared_limit(kernel)) return 0;
   const int warps = (threads + 31) / 32;
   const int by_registers = device.registers_per_multiprocessor / (warps * 32 * device.registers_per_thread);
-  const int by_shared = device.shared_bytes_per_multiprocessor /
-                        static_cast<int>(shared_bytes + device.reserved_shared_bytes_per_block);
-  return std::min({device.blocks_per_multiprocessor, device.threads_per_multiprocessor / (warps * 32), by_registers,
-                   by_shared});
+  const int by_shared =
+      device.shared_bytes_per_multiprocessor / static_cast<int>(shared_bytes + device.reserved_shared_bytes_per_block);
+  return std::min(
+      {device.blocks_per_multiprocessor, device.threads_per_multiprocessor / (warps * 32), by_registers, by_shared});
 }
 
 }  // namespace
@@ -219,8 +219,7 @@ cudaError_t start(const cudaLaunchConfig_t& config, const void* kernel, void (*c
     if (cluster_blocks > most || grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z)
       return remember(cudaErrorInvalidClusterSize);
   }
-  const int resident =
-      device().multiprocessors * blocks_per_multiprocessor(kernel, threads, launch.shared_bytes);
+  const int resident = device().multiprocessors * blocks_per_multiprocessor(kernel, threads, launch.shared_bytes);
   if (launch.cooperative && volume(grid) > resident) return remember(cudaErrorCooperativeLaunchTooLarge);
   launch.run();
   return cudaSuccess;

@@ -125,9 +125,11 @@ struct Block {
   Block(Launch& launch, unsigned index);
   ~Block();
   void release();  // the shared memory, when nobody can ask for it any more
-  void run();  // on its own operating-system thread
+  void run();      // on its own operating-system thread
   void wake(Fiber& fiber);
-  bool can_run() const;
+  bool has_ready() const;          // a fiber that could go on at once
+  bool may_stop_spinning() const;  // or one whose flag has come
+  bool all_may_stop_spinning() const;
   void wake_spinners();
   void check_red_zones(const char* when, Place place);
   std::string name() const;
@@ -143,8 +145,8 @@ struct Block {
   std::vector<Fiber*> by_rank;
   ReadySet ready;
   std::vector<Fiber*> spinners;
-  Barrier barriers[16];  // 0 is __syncthreads
-  int votes[2] = {};     // of __syncthreads_or and its like, in even and odd phases
+  Barrier barriers[16];                 // 0 is __syncthreads
+  int votes[2] = {};                    // of __syncthreads_or and its like, in even and odd phases
   std::vector<uint32_t> warp_meetings;  // of each warp, so far
   std::vector<char> warp_sync;          // kWarpSyncs a warp
   char start_sync, end_sync;

@@ -142,8 +142,7 @@ void multiply(Lanes& lanes, unsigned) {
       for (int e = 0; e < in_word; ++e)
         a[g + 8 * (r % 2)][in_word * t + e + half_depth * (r / 2)] = element(format, lanes[lane]->a[r], e);
     for (int r = 0; r < 2; ++r)
-      for (int e = 0; e < in_word; ++e)
-        b[in_word * t + e + half_depth * r][g] = element(format, lanes[lane]->b[r], e);
+      for (int e = 0; e < in_word; ++e) b[in_word * t + e + half_depth * r][g] = element(format, lanes[lane]->b[r], e);
   }
   for (int lane = 0; lane < 32; ++lane) {
     for (int r = 0; r < 4; ++r) {
@@ -222,9 +221,8 @@ void leave_warp(Fiber& fiber) {
   for (unsigned i = 0; i < warp.size; ++i) {
     const Exchange* theirs = warp.lane(i).exchange;
     if (theirs && names(theirs->mask, fiber.lane()))
-      fail(Fault::Kind::divergence,
-           "divergent warp: " + describe(warp.lane(i), *theirs) + ", which names " + describe(fiber) +
-               ", but that has ended");
+      fail(Fault::Kind::divergence, "divergent warp: " + describe(warp.lane(i), *theirs) + ", which names " +
+                                        describe(fiber) + ", but that has ended");
   }
 }
 
