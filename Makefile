@@ -36,7 +36,7 @@ test-native: $(STAMP)
 test-sanitizers: $(STAMP)
 	for s in address,undefined thread; do \
 	  $(CMAKE) -S . -B build/$$s -G Ninja -DRNN_EXT_SANITIZE=$$s >/dev/null && \
-	  $(CMAKE) --build build/$$s --target test_recurrence test_cuda_emulator test_cuda_device && \
+	  $(CMAKE) --build build/$$s --target test_recurrence test_cuda_emulator test_cuda_device test_cuda_example && \
 	  $(BIN)/ctest --test-dir build/$$s -R 'test_recurrence|test_cuda' --output-on-failure || exit 1; \
 	done
 
