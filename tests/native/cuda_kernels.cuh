@@ -10,6 +10,7 @@ enum class Bug {
   none,
   missing_sync,        // no __syncthreads between a step's writes and the next step's reads
   one_buffer,          // a step writes where others still read
+  uninitialised,       // shared memory is read before it is written
   write_past_end,      // of dynamic shared memory, by one element
   read_past_end,       // likewise
   divergent_barrier,   // threads of a block in different __syncthreads
@@ -18,6 +19,7 @@ enum class Bug {
   second_arrival,      // a thread stands in for one that has not come
   missing_flag_wait,   // a block does not wait for the others' step
   early_flag,          // a block says it is done before all its threads are
+  plain_flag,          // a flag is stored without release
   lost_flag,           // a block does not say that it is done
   divergent_shuffle,   // half a warp shuffles in the name of all
   ended_lane,          // a lane ends, the others still name it
@@ -41,7 +43,7 @@ __global__ void block_recurrence(const float* __restrict__ u, const float* __res
                                  int steps, int hidden) {
   float* const h = dynamic_shared<float>();
   const int i = static_cast<int>(threadIdx.x);
-  h[i] = 0;
+  if (kBug != Bug::uninitialised) h[i] = 0;
   __syncthreads();
   for (int t = 0; t < steps; ++t) {
     const float* const previous = h + t % 2 * hidden;
@@ -83,8 +85,12 @@ __global__ void grid_recurrence(const float* __restrict__ u, const float* __rest
     __stcg(next + i, sum);
     y[t * hidden + i] = sum;
     if (kBug != Bug::early_flag) __syncthreads();
-    if (thread == 0 && !(kBug == Bug::lost_flag && blockIdx.x == 1 && t == 1))
-      store_release(flags + blockIdx.x, static_cast<uint32_t>(t + 1));
+    if (thread == 0 && !(kBug == Bug::lost_flag && blockIdx.x == 1 && t == 1)) {
+      if (kBug == Bug::plain_flag)
+        flags[blockIdx.x] = static_cast<uint32_t>(t + 1);
+      else
+        store_release(flags + blockIdx.x, static_cast<uint32_t>(t + 1));
+    }
   }
 }
 
