@@ -17,7 +17,7 @@ STAMP := $(VENV)/.requirements
 CMAKE := $(BIN)/cmake
 SOURCES := csrc/ tests/native/
 
-.PHONY: demo test test-native test-sanitizers test-python cuda lint format bench build clean
+.PHONY: demo test test-native test-sanitizers test-python cuda test-cuda-emulated test-cuda-build test-gpu lint format bench build clean
 
 demo: build
 	$(BIN)/python examples/char_rnn.py
@@ -32,18 +32,46 @@ test-native: $(STAMP)
 	$(CMAKE) --build build/native
 	$(BIN)/ctest --test-dir build/native --output-on-failure
 
-# tanh over all floats adds nothing here, and the planner has no pointers.
+# tanh over all floats adds nothing here, and the planners have no pointers.
+SANITIZED := test_recurrence test_cuda_emulator test_cuda_device test_cuda_example test_cuda_recurrence
 test-sanitizers: $(STAMP)
 	for s in address,undefined thread; do \
 	  $(CMAKE) -S . -B build/$$s -G Ninja -DRNN_EXT_SANITIZE=$$s >/dev/null && \
-	  $(CMAKE) --build build/$$s --target test_recurrence test_cuda_emulator test_cuda_device test_cuda_example && \
-	  $(BIN)/ctest --test-dir build/$$s -R 'test_recurrence|test_cuda' --output-on-failure || exit 1; \
+	  $(CMAKE) --build build/$$s --target $(SANITIZED) && \
+	  $(BIN)/ctest --test-dir build/$$s -R "$$(echo $(SANITIZED) | tr ' ' '|')" --output-on-failure || exit 1; \
 	done
 
 # What a machine with nvcc can say of CUDA code without a GPU: it compiles, for every architecture.
 cuda: $(STAMP)
 	$(CMAKE) -S . -B build/native -G Ninja >/dev/null
 	$(CMAKE) --build build/native --target cuda
+
+# The Python suite through the CUDA kernels, executed by the emulator in place of the CPU's: what has tensors small
+# enough for a thread of the CPU to stand in for each of a GPU's.
+EMULATED := tests/test_functional.py tests/test_resets.py tests/test_precision.py tests/test_mathematics.py \
+  tests/test_ops_contract.py tests/test_sequences.py tests/test_cuda.py
+test-cuda-emulated: $(STAMP)
+	RNN_EXT_CUDA=emulated $(BIN)/python setup.py --quiet build --build-base build/cuda-emulated \
+	  --build-lib build/cuda-emulated/lib
+	RNN_EXT_CUDA=emulated PYTHONPATH=build/cuda-emulated/lib $(BIN)/pytest $(EMULATED) -k "not instruction_set"
+
+# One binary, built with nvcc against a CUDA build of PyTorch (5.5 GB in an environment of its own), imports and passes
+# on a machine without a GPU; and again under the CPU build of another version in .venv.
+CUDA_TORCH ?= torch==2.14.1
+CUDA_VENV := build/cuda-venv
+ON_CPU := tests/test_functional.py tests/test_resets.py tests/test_ops_contract.py tests/test_modules_dropin.py \
+  tests/test_ops_oracle.py
+test-cuda-build: $(STAMP)
+	$(MAKE) VENV=$(CUDA_VENV) TORCH="$(CUDA_TORCH)" $(CUDA_VENV)/.requirements
+	RNN_EXT_CUDA=1 $(CUDA_VENV)/bin/python setup.py --quiet build --build-base build/cuda --build-lib build/cuda/lib
+	for venv in $(CUDA_VENV) $(VENV); do \
+	  RNN_EXT_CUDA=1 PYTHONPATH=build/cuda/lib $$venv/bin/pytest $(ON_CPU) || exit 1; \
+	done
+
+# On a machine with a GPU: the extension built for it, the tests that need one, and those of the CPU.
+test-gpu: $(STAMP)
+	RNN_EXT_CUDA=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python -m pytest tests -m cuda
 
 bench: build
 	$(BIN)/python -m benchmarks

@@ -52,10 +52,12 @@ struct Rows {
   // (T, B), by batch index: true where no state passes between the steps t - 1 and t, in either direction, so that
   // zeros stand in its place; null: nowhere. There is no step before the first, whatever its row says.
   const bool* resets = nullptr;
+  // [B], the steps of row i; null: all have T. The same as alive_at says, for kernels whose rows keep their own time.
+  const int64_t* length = nullptr;
 
-  bool ragged() const { return alive_at != nullptr; }
-  bool padded() const { return packed_at == nullptr; }
-  int64_t batch_index(int64_t i) const { return order ? order[i] : i; }
+  constexpr bool ragged() const { return alive_at != nullptr; }
+  constexpr bool padded() const { return packed_at == nullptr; }
+  constexpr int64_t batch_index(int64_t i) const { return order ? order[i] : i; }
 };
 
 // A (T, B, G*H) or packed (N, G*H) array whose last dimension is contiguous; group g is the slice
@@ -78,7 +80,7 @@ struct States {
   int64_t group_stride = 0;
   int64_t row_stride = 0;
 
-  T* at(int64_t group, int64_t row) const { return data + group * group_stride + row * row_stride; }
+  constexpr T* at(int64_t group, int64_t row) const { return data + group * group_stride + row * row_stride; }
 };
 
 // A (G*H, H) matrix; one of its strides is 1.
@@ -106,8 +108,8 @@ struct Problem {
   States<T> last;      // each row's own last state
 
   // M = W diag(mask) masks what it multiplies, its transpose diag(mask) Wᵀ the products.
-  bool masks_states() const { return mask.data && !transpose; }
-  bool masks_sums() const { return mask.data && transpose; }
+  constexpr bool masks_states() const { return mask.data && !transpose; }
+  constexpr bool masks_sums() const { return mask.data && transpose; }
 };
 
 }  // namespace rnn_ext

@@ -1,157 +1,24 @@
 // The kernels without PyTorch: every instruction set against a plain loop in long double, on std::thread
 // teams of several sizes, with every layout. Run plain, and under AddressSanitizer, UBSan and ThreadSanitizer.
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <memory>
-#include <random>
 #include <thread>
-#include <vector>
 
-#include "check.h"
+#include "cases.h"
 #include "cpu/isa.h"
 #include "cpu/planner.h"
 
 using namespace rnn_ext;
+using namespace rnn_ext::test;
 
 namespace {
 
-enum class Kind { dense, lengths, packed };
-
-// Of the 16-bit formats: a number's value, and the nearest to a value, by the definition of the formats alone.
-template <class S>
-struct Format {
-  static double value(S x) { return x; }
-  static S nearest(long double x) { return static_cast<S>(x); }
-  static double epsilon() { return std::numeric_limits<S>::epsilon(); }
-};
-template <class S, int kMantissa, int kExponent>
-struct Format16 {
-  static constexpr int kBias = (1 << (kExponent - 1)) - 1;
-  static double value(S x) {
-    const int exponent = x.bits >> kMantissa & ((1 << kExponent) - 1), mantissa = x.bits & ((1 << kMantissa) - 1);
-    const double sign = x.bits >> 15 ? -1 : 1;
-    if (exponent == (1 << kExponent) - 1) return mantissa ? std::nan("") : sign * HUGE_VAL;
-    if (exponent == 0) return sign * std::ldexp(mantissa, 1 - kBias - kMantissa);
-    return sign * std::ldexp(mantissa + (1 << kMantissa), exponent - kBias - kMantissa);
-  }
-  static S nearest(long double x) {
-    const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-    constexpr uint16_t kInfinity = ((1 << kExponent) - 1) << kMantissa;
-    if (x == 0) return {sign};
-    if (std::isnan(x)) return {static_cast<uint16_t>(kInfinity | 1 << (kMantissa - 1))};
-    int exponent = 0;
-    std::frexp(static_cast<double>(x), &exponent);
-    const int unit = std::max(exponent - 1, 1 - kBias) - kMantissa;  // of the last place
-    const long double places = std::nearbyintl(std::ldexp(std::abs(x), -unit));
-    // Numbers in order are bits in order: a carry into the exponent is the next binade.
-    const long double bits = (unit + kMantissa - 1 + kBias) * std::ldexp(1.0L, kMantissa) + places;
-    return {static_cast<uint16_t>(sign | static_cast<uint16_t>(std::min<long double>(bits, kInfinity)))};
-  }
-  static double epsilon() { return std::ldexp(1.0, -kMantissa); }
-};
-template <>
-struct Format<half> : Format16<half, 10, 5> {};
-template <>
-struct Format<bfloat16> : Format16<bfloat16, 7, 8> {};
-
-template <class T>
-struct Case {
-  Shape shape;
-  Kind kind;
-  Epilogue epilogue;
-  Seed seed_kind;
-  bool transpose;
-  bool no_input;
-  std::vector<int64_t> direction, length, alive_at, packed_at, order;
-  int64_t row_count = 0;  // rows of a sequence tensor
-  std::vector<T> weight, input, factor, seed, mask;
-  std::unique_ptr<bool[]> resets;  // [T][B], or none
-
-  Case(const Shape& s, unsigned random_seed) : shape(s) {
-    std::mt19937 random(random_seed);
-    auto pick = [&](int n) { return static_cast<int>(random() % n); };
-    kind = static_cast<Kind>(s.time && s.batch ? pick(3) : 0);
-    epilogue = static_cast<Epilogue>(pick(5));
-    seed_kind = static_cast<Seed>(pick(uses_factor(epilogue) ? 3 : 2));
-    transpose = pick(2);
-    no_input = uses_factor(epilogue) && pick(4) == 0;
-    for (int64_t g = 0; g < s.groups; ++g) direction.push_back(pick(2) ? 1 : -1);
-    length.assign(s.batch, s.time);
-    if (kind != Kind::dense) {
-      for (auto& l : length) l = 1 + pick(static_cast<int>(s.time));
-      if (kind == Kind::packed) {
-        std::sort(length.rbegin(), length.rend());
-        length[0] = s.time;
-      }
-      order.resize(s.batch);
-      for (int64_t b = 0; b < s.batch; ++b) order[b] = b;
-      std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return length[a] > length[b]; });
-      for (int64_t t = 0; t < s.time; ++t) {
-        packed_at.push_back(row_count);
-        alive_at.push_back(std::count_if(length.begin(), length.end(), [&](auto l) { return l > t; }));
-        row_count += alive_at.back();
-      }
-    }
-    if (kind != Kind::packed) {
-      row_count = s.time * s.batch;
-      packed_at.clear();
-    } else {
-      order.clear();
-    }
-    std::normal_distribution<double> normal;
-    auto fill = [&](std::vector<T>& v, int64_t n, double scale) {
-      v.resize(n);
-      for (T& x : v) x = Format<T>::nearest(normal(random) * scale);
-    };
-    fill(weight, s.groups * s.hidden * s.hidden, 1 / std::sqrt(std::max<double>(1, s.hidden)));
-    fill(input, row_count * s.groups * s.hidden, 1);
-    fill(factor, row_count * s.groups * s.hidden, 0.5);
-    fill(seed, s.groups * s.batch * s.hidden, 1);
-    if (pick(2)) fill(mask, s.groups * s.batch * s.hidden, 1);
-    if (kind != Kind::packed && pick(2)) {
-      resets.reset(new bool[s.time * s.batch]);
-      for (int64_t i = 0; i < s.time * s.batch; ++i) resets[i] = pick(3) == 0;
-    }
-  }
-
-  int64_t columns() const { return shape.groups * shape.hidden; }
-  int64_t row(int64_t t, int64_t b) const { return kind == Kind::packed ? packed_at[t] + b : t * shape.batch + b; }
-};
-
-template <class T>
-struct Result {
-  std::vector<T> output, last;
-};
-
 template <class T>
 Result<T> run(const Case<T>& c, const Isa& isa, int threads) {
-  const Shape& s = c.shape;
-  // NaN where nothing was written.
-  const T nan = Format<T>::nearest(std::nan(""));
-  Result<T> r{std::vector<T>(c.row_count * c.columns(), nan), std::vector<T>(c.seed.size(), nan)};
-  Problem<T> p;
-  p.shape = s;
-  if (c.kind != Kind::dense) p.rows.alive_at = c.alive_at.data();
-  if (c.kind == Kind::packed) p.rows.packed_at = c.packed_at.data();
-  if (c.kind == Kind::lengths) p.rows.order = c.order.data();
-  p.rows.resets = c.resets.get();
-  p.epilogue = c.epilogue;
-  p.seed_kind = c.seed_kind;
-  p.transpose = c.transpose;
-  p.direction = c.direction.data();
-  p.weight = {c.weight.data(), s.hidden, 1};
-  if (!c.no_input) p.input = {c.input.data(), s.batch * c.columns(), c.columns()};
-  p.factor = {c.factor.data(), s.batch * c.columns(), c.columns()};
-  p.seed = {c.seed.data(), s.batch * s.hidden, s.hidden};
-  if (!c.mask.empty()) p.mask = {c.mask.data(), s.batch * s.hidden, s.hidden};
-  p.output = {r.output.data(), s.batch * c.columns(), c.columns()};
-  p.last = {r.last.data(), s.batch * s.hidden, s.hidden};
+  Result<T> r;
+  const Problem<T> p = problem_of(c, r);
 
   // A machine with tiny caches, so that the planner splits small shapes too.
   const Kernel<T>& kernel = kernel_for<T>(isa);
-  const Plan plan = make_plan(s, kernel.tiling, {1 << 10, 4 << 10, 1 << 30}, threads);
+  const Plan plan = make_plan(c.shape, kernel.tiling, {1 << 10, 4 << 10, 1 << 30}, threads);
   // Whatever the scratch holds must not matter: 0xff is NaN in every format.
   std::vector<unsigned char> packed(plan.packed_bytes, 0xff), states(plan.states_bytes, 0xff);
   std::vector<Arrivals> arrivals(2 * plan.workers());
@@ -160,76 +27,6 @@ Result<T> run(const Case<T>& c, const Isa& isa, int threads) {
   for (int w = 0; w < plan.workers(); ++w) team.emplace_back([&, w] { kernel.run(p, plan, space, w, plan.workers()); });
   for (auto& t : team) t.join();
   return r;
-}
-
-// docs/mathematics.md, (R) and (L), as they stand there, each state rounded to the format.
-template <class T>
-Result<long double> expected(const Case<T>& c) {
-  const Shape& s = c.shape;
-  const auto value = Format<T>::value;
-  Result<long double> r{std::vector<long double>(c.row_count * c.columns()), std::vector<long double>(c.seed.size())};
-  std::vector<long double> state(s.hidden), next(s.hidden);
-  for (int64_t g = 0; g < s.groups; ++g) {
-    const T* w = c.weight.data() + g * s.hidden * s.hidden;
-    for (int64_t b = 0; b < s.batch; ++b) {
-      const T* seed = c.seed.data() + (g * s.batch + b) * s.hidden;
-      for (int64_t k = 0; k < s.hidden; ++k) state[k] = c.seed_kind == Seed::state ? value(seed[k]) : 0;
-      for (int64_t n = 0; n < c.length[b]; ++n) {
-        const bool forward = c.direction[g] > 0;
-        const int64_t t = forward ? n : c.length[b] - 1 - n;
-        if (n > 0 && c.resets && c.resets[(forward ? t : t + 1) * s.batch + b])
-          std::fill(state.begin(), state.end(), 0);
-        auto mask = [&](int64_t k) {
-          return c.mask.empty() ? 1.0L : static_cast<long double>(value(c.mask[(g * s.batch + b) * s.hidden + k]));
-        };
-        // M = W diag(mask) or its transpose; a 16-bit state is rounded when it is masked.
-        auto multiplied = [&](int64_t k) {
-          if (c.transpose || c.mask.empty()) return state[k];
-          const long double masked = state[k] * mask(k);
-          return sizeof(T) == 2 ? static_cast<long double>(value(Format<T>::nearest(masked))) : masked;
-        };
-        const int64_t at = c.row(t, b) * c.columns() + g * s.hidden;
-        for (int64_t j = 0; j < s.hidden; ++j) {
-          long double a = c.no_input ? 0 : value(c.input[at + j]);
-          if (n == 0 && c.seed_kind == Seed::product)
-            a += value(seed[j]);
-          else
-            for (int64_t k = 0; k < s.hidden; ++k)
-              a += (c.transpose ? mask(j) * value(w[k * s.hidden + j]) : value(w[j * s.hidden + k])) * multiplied(k);
-          const long double f = value(c.factor[at + j]);
-          switch (c.epilogue) {
-            case Epilogue::tanh: next[j] = tanhl(a); break;
-            case Epilogue::relu: next[j] = std::max(a, 0.0L); break;
-            case Epilogue::tanh_derivative: next[j] = (1 - f * f) * a; break;
-            case Epilogue::relu_derivative: next[j] = f > 0 ? a : 0; break;
-            case Epilogue::given_derivative: next[j] = f * a; break;
-          }
-        }
-        for (int64_t j = 0; j < s.hidden; ++j) state[j] = sizeof(T) == 2 ? value(Format<T>::nearest(next[j])) : next[j];
-        for (int64_t j = 0; j < s.hidden; ++j) r.output[at + j] = state[j];
-      }
-      for (int64_t j = 0; j < s.hidden; ++j) r.last[(g * s.batch + b) * s.hidden + j] = state[j];
-    }
-  }
-  return r;
-}
-
-template <class T>
-int compare(const std::vector<T>& got, const std::vector<long double>& want, const Case<T>& c, const char* what,
-            const Isa& isa) {
-  // A sum of H products of size 1/sqrt(H) each, over T steps that at most pass an error on (|phi'| <= 1, and
-  // W near orthogonal): H roundings a step, T steps, relative to states of size up to about 10. In 16 bits sums have
-  // float's error, and a state that it tips to the other side is off by one place of the format.
-  const double roundings = sizeof(T) == 2 ? 2 : 10 * (c.shape.hidden + 4);
-  const double bound = roundings * (c.shape.time + 1) * Format<T>::epsilon();
-  double scale = 1;
-  for (long double x : want) scale = std::max<double>(scale, std::abs(static_cast<double>(x)));
-  for (size_t i = 0; i < got.size(); ++i)
-    CHECK(std::abs(static_cast<double>(Format<T>::value(got[i]) - want[i])) <= bound * scale,
-          "%s %s T=%ld B=%ld G=%ld H=%ld epilogue %d seed %d layout %d: element %zu is %.9g, should be %.9Lg", isa.name,
-          what, long(c.shape.time), long(c.shape.batch), long(c.shape.groups), long(c.shape.hidden), int(c.epilogue),
-          int(c.seed_kind), int(c.kind), i, Format<T>::value(got[i]), want[i]);
-  return failures;
 }
 
 template <class T>
@@ -249,8 +46,8 @@ int check_random(unsigned seed) {
   for (const Isa* isa : compiled_isas()) {
     if (!isa->supported()) continue;
     const Result<T> alone = run(c, *isa, 1);
-    if (shape.time == 0 || !compare(alone.output, want.output, c, "output", *isa))
-      if (compare(alone.last, want.last, c, "last", *isa)) return failures;
+    if (shape.time == 0 || !compare(alone.output, want.output, c, "output", isa->name))
+      if (compare(alone.last, want.last, c, "last", isa->name)) return failures;
     for (int threads : {2, 3, 5}) {
       const Result<T> team = run(c, *isa, threads);
       CHECK(same_bits(team.output, alone.output) && same_bits(team.last, alone.last),

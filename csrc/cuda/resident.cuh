@@ -1,0 +1,175 @@
+// `resident`: one block takes a few rows of one group through the whole sequence, W in its registers and shared memory.
+//
+//   W        thread (o, p) of the block, p < slices, holds W[j][k] for its `outputs` rows j = o * outputs + ... and its
+//            `depth` columns k, which come in chunks of four: chunk q of slice p is k = (q * slices + p) * 4 + ... So
+//            the slices of a warp read neighbouring 16 bytes of a state, all banks once.
+//   states   two buffers in shared memory: a step reads one and writes the other, so one barrier a step is enough.
+//   sums     each thread has kRows * outputs partial sums; its slices add them up and scatter them in one butterfly,
+//   after
+//            which every thread has whole sums of its own to finish.
+//   inputs   of the steps to come arrive by cp.async, in words of the thread that will use them: no barrier for these.
+#pragma once
+
+#include "cuda/planner.h"
+#include "cuda/track.cuh"
+
+namespace rnn_ext::cuda {
+
+// Adds v up over the kSpan * 2 lanes that differ in the bits of kSpan * 2 - 1, and leaves each lane kCount / (kSpan *
+// 2) of the kCount sums, or one that it shares with others: those from `first` on, which grows accordingly.
+template <int kCount, int kSpan, int kSize>
+__device__ __forceinline__ void add_and_scatter(float (&v)[kSize], int slice, int& first) {
+  constexpr int kHalf = kCount / 2;
+  if constexpr (kHalf >= 1) {
+    const bool upper = slice & kSpan;
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const float kept = upper ? v[kHalf + i] : v[i], sent = upper ? v[i] : v[kHalf + i];
+      v[i] = kept + __shfl_xor_sync(kFullWarp, sent, kSpan);
+    }
+    first += upper ? kHalf : 0;
+  } else {
+    v[0] += __shfl_xor_sync(kFullWarp, v[0], kSpan);
+  }
+  if constexpr (kSpan > 1) add_and_scatter<(kHalf > 1 ? kHalf : 1), kSpan / 2>(v, slice, first);
+}
+
+// The aligned word of four bytes with an element in it; cp.async copies no less. Allocations are made of whole words.
+template <class T>
+__device__ __forceinline__ const void* word_of(const T* element) {
+  return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(element) & ~uintptr_t(3));
+}
+template <class T>
+__device__ __forceinline__ float from_word(const uint32_t* word, const T* element) {
+  return to_float(
+      *reinterpret_cast<const T*>(reinterpret_cast<const char*>(word) + (reinterpret_cast<uintptr_t>(element) & 3)));
+}
+
+// grid: tiles of kRows rows, groups.
+template <class T, int kTile, int kRows>
+__global__ void __launch_bounds__(kResidentTiles[kTile].threads(), 1) resident_kernel(const DeviceProblem<T> problem) {
+  constexpr ResidentTile tile = kResidentTiles[kTile];
+  constexpr int kHidden = tile.hidden, kOutputs = tile.outputs, kSlices = tile.slices(), kThreads = tile.threads();
+  constexpr int kChunks = tile.chunks(), kHeld = tile.held;
+  constexpr int kSums = kRows * kOutputs;
+  // What a thread finishes, neighbours in one row; or the sharers of each sum, of which the first finishes it.
+  constexpr int kValues = kSums > kSlices ? kSums / kSlices : 1, kSharers = kSums < kSlices ? kSlices / kSums : 1;
+
+  const int thread = static_cast<int>(threadIdx.x), slice = thread % kSlices, output = thread / kSlices * kOutputs;
+  const int hidden = static_cast<int>(problem.shape.hidden), batch = static_cast<int>(problem.shape.batch);
+  const int group = static_cast<int>(blockIdx.y), first_row = static_cast<int>(blockIdx.x) * kRows;
+
+  float4* const states = dynamic_shared<float4>();           // [2][kRows][kHidden / 4]
+  float4* const weights = states + 2 * kRows * kHidden / 4;  // [kChunks - kHeld][kThreads]
+  uint32_t* const ahead = reinterpret_cast<uint32_t*>(weights + (kChunks - kHeld) * kThreads);
+
+  // W, zero beyond H. Chunk n is of row n % kOutputs, the thread's n / kOutputs-th along the depth.
+  float4 held[kHeld];
+  {
+    const Weight<T>& w = problem.weight;
+    const T* const matrix = w.data + group * hidden * w.row_stride;
+    const int64_t along_j = problem.transpose ? w.column_stride : w.row_stride;
+    const int64_t along_k = problem.transpose ? w.row_stride : w.column_stride;
+    auto chunk = [&](int n) {
+      const int row = output + n % kOutputs, k = (n / kOutputs * kSlices + slice) * 4;
+      const T* const at = matrix + row * along_j;
+      auto element = [&](int k) { return row < hidden && k < hidden ? to_float(at[k * along_k]) : 0.0f; };
+      return make_float4(element(k), element(k + 1), element(k + 2), element(k + 3));
+    };
+#pragma unroll
+    for (int n = 0; n < kHeld; ++n) held[n] = chunk(n);
+    for (int n = kHeld; n < kChunks; ++n) weights[(n - kHeld) * kThreads + thread] = chunk(n);
+  }
+
+  // Seeds, and zeros beyond H and beyond the batch.
+  for (int n = thread; n < kRows * kHidden; n += kThreads) {
+    const int row = first_row + n / kHidden, k = n % kHidden;
+    float y = 0;
+    if (problem.seed_kind == Seed::state && row < batch && k < hidden) {
+      const Track<T> track(problem, group, row);
+      y = track.masked(to_float(problem.seed.at(group, track.batch)[k]), k);
+    }
+    reinterpret_cast<float*>(states)[n] = y;
+    reinterpret_cast<float*>(states)[kRows * kHidden + n] = 0;
+  }
+
+  // Which of the scattered sums are this thread's: the same at every step.
+  int first_sum = 0;
+  {
+    float nothing[kSums] = {};
+    add_and_scatter<kSums, kSlices / 2>(nothing, slice, first_sum);
+  }
+  const int tile_row = first_sum / kOutputs, column = output + first_sum % kOutputs;
+  const bool mine = slice % kSharers == 0 && first_row + tile_row < batch;
+  const Track<T> track(problem, group, mine ? first_row + tile_row : first_row);
+  // Rows come in order of length: none of the block's has more steps than its first.
+  const int steps = mine ? track.steps : 0, longest = Track<T>(problem, group, first_row).steps;
+  const int values = hidden - column < kValues ? hidden - column : kValues;  // may be negative
+
+  const bool has_input = problem.input.data != nullptr, has_factor = uses_factor(problem.epilogue);
+  auto word = [&](int s, int what, int i) {
+    return ahead + (((s % kAhead) * 2 + what) * kValues + i) * kThreads + thread;
+  };
+  auto fetch = [&](int s) {
+    if (s < steps) {
+      const int t = track.time(s);
+#pragma unroll
+      for (int i = 0; i < kValues; ++i) {
+        if (i >= values) break;
+        if (has_input) cp_async<4>(word(s, 0, i), word_of(track.at(problem.input, t, column + i)));
+        if (has_factor) cp_async<4>(word(s, 1, i), word_of(track.at(problem.factor, t, column + i)));
+      }
+    }
+    cp_async_commit();
+  };
+  for (int s = 0; s + 1 < kAhead; ++s) fetch(s);
+  __syncthreads();
+
+  for (int s = 0; s < longest; ++s) {
+    fetch(s + kAhead - 1);
+    const float4* const previous = states + (s % 2) * kRows * kHidden / 4;
+    float sums[kSums] = {};
+#pragma unroll
+    for (int q = 0; q < kChunks / kOutputs; ++q) {
+      float4 y[kRows];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) y[r] = previous[r * kHidden / 4 + q * kSlices + slice];
+#pragma unroll
+      for (int j = 0; j < kOutputs; ++j) {
+        const int n = q * kOutputs + j;
+        const float4 m = n < kHeld ? held[n < kHeld ? n : 0] : weights[(n - kHeld) * kThreads + thread];
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          float& sum = sums[r * kOutputs + j];
+          sum += m.x * y[r].x;
+          sum += m.y * y[r].y;
+          sum += m.z * y[r].z;
+          sum += m.w * y[r].w;
+        }
+      }
+    }
+    int unused = 0;
+    add_and_scatter<kSums, kSlices / 2>(sums, slice, unused);
+
+    cp_async_wait<kAhead - 1>();
+    if (s < steps) {
+      const int t = track.time(s);
+      const bool ends = s == steps - 1, reset = !ends && track.reset_after(s);
+      float* const next = reinterpret_cast<float*>(states) + ((s + 1) % 2 * kRows + tile_row) * kHidden + column;
+#pragma unroll
+      for (int i = 0; i < kValues; ++i) {
+        if (i >= values) break;
+        float a = track.carried(s, sums[i], column + i), f = 0;
+        if (has_input) a += from_word(word(s, 0, i), track.at(problem.input, t, column + i));
+        if (has_factor) f = from_word(word(s, 1, i), track.at(problem.factor, t, column + i));
+        const T y = rounded<T>(finish(problem.epilogue, a, f));
+        *track.at(problem.output, t, column + i) = y;
+        if (ends) problem.last.at(group, track.batch)[column + i] = y;
+        next[i] = reset ? 0.0f : track.masked(to_float(y), column + i);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace rnn_ext::cuda

@@ -1,0 +1,125 @@
+// One row's way through time, and what becomes of its sums: what all variants of the kernels have in common.
+//
+// On a GPU a row keeps its own time: its step s = 0, 1, ... is at t = s, or, reversed, at t = T_i - 1 - s. So every row
+// begins at s = 0, from its seed, and none has to wait for another; alive rows are those with s < T_i.
+#pragma once
+
+#include "cuda/device.cuh"
+#include "cuda/planner.h"
+
+namespace rnn_ext::cuda {
+
+// What sums are computed in.
+template <class T>
+struct SumOf {
+  using type = float;
+};
+template <>
+struct SumOf<double> {
+  using type = double;
+};
+template <class T>
+using Sum = typename SumOf<T>::type;
+
+__device__ __forceinline__ double to_sum(double x) { return x; }
+template <class T>
+__device__ __forceinline__ float to_sum(T x) {
+  return to_float(x);
+}
+
+template <class T>
+__device__ __forceinline__ T rounded(Sum<T> x) {
+  if constexpr (sizeof(T) == sizeof(Sum<T>))
+    return x;
+  else
+    return from_float<T>(x);
+}
+
+// The problem as a kernel's argument: with which groups run reversed, and all pointers to device memory.
+template <class T>
+struct DeviceProblem : Problem<T> {
+  uint32_t reversed[kMaxGroups / 32] = {};
+
+  explicit DeviceProblem(const Problem<T>& problem) : Problem<T>(problem) {
+    for (int64_t g = 0; g < problem.shape.groups; ++g)
+      if (problem.direction[g] < 0) reversed[g / 32] |= 1u << g % 32;
+    this->direction = nullptr;
+    this->rows.alive_at = nullptr;
+  }
+};
+
+// Row `row` of group `group`, rows in order of length.
+template <class T>
+struct Track {
+  const DeviceProblem<T>& problem;
+  // Four bytes are enough for each (planner.h), and leave registers to the weights; offsets into tensors need eight.
+  int group, batch, steps;
+  bool reversed;
+
+  __device__ __forceinline__ Track(const DeviceProblem<T>& p, int group, int row)
+      : problem(p),
+        group(group),
+        batch(static_cast<int>(p.rows.batch_index(row))),
+        steps(static_cast<int>(p.rows.length ? p.rows.length[row] : p.shape.time)),
+        reversed(p.reversed[group / 32] >> group % 32 & 1) {}
+
+  __device__ __forceinline__ int time(int s) const { return reversed ? steps - 1 - s : s; }
+
+  // Column `column` of this row's part of a sequence, at time t.
+  template <class E>
+  __device__ __forceinline__ E* at(const Sequence<E>& sequence, int t, int column) const {
+    const int64_t time_offset =
+        problem.rows.padded() ? t * sequence.time_stride : problem.rows.packed_at[t] * sequence.row_stride;
+    return sequence.data + time_offset + batch * sequence.row_stride + group * problem.shape.hidden + column;
+  }
+
+  // Whether zeros stand in place of the state that step s leaves; 0 <= s < steps - 1.
+  __device__ __forceinline__ bool reset_after(int s) const {
+    if (!problem.rows.resets) return false;
+    const int later = reversed ? time(s) : time(s) + 1;
+    return problem.rows.resets[later * problem.shape.batch + batch];
+  }
+
+  // A state as M multiplies it.
+  __device__ __forceinline__ Sum<T> masked(Sum<T> y, int column) const {
+    return problem.masks_states() ? y * to_sum(problem.mask.at(group, batch)[column]) : y;
+  }
+
+  // The sum with which step s begins: M y_{s-1}, as it was added up, or what the seed has in its place.
+  __device__ __forceinline__ Sum<T> carried(int s, Sum<T> sum, int column) const {
+    if (s == 0 && problem.seed_kind != Seed::state)
+      return problem.seed_kind == Seed::product ? to_sum(problem.seed.at(group, batch)[column]) : Sum<T>(0);
+    return problem.masks_sums() ? sum * to_sum(problem.mask.at(group, batch)[column]) : sum;
+  }
+};
+
+// Within 2 ULP, and without a branch, so that no warp diverges and the verifier of races sees one path. Near zero an
+// odd polynomial (minimax on [-0.625, 0.625]; S. L. Moshier's Cephes has the same form), elsewhere 1 - 2 / (exp(2x) +
+// 1): there the quotient is less than the 1, so its error shrinks. exp overflows to infinity and the quotient to 0.
+__device__ __forceinline__ float tanh_of(float x) {
+  const float z = x * x;
+  float p = -5.70498872745e-3f;
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  const float near = p * z * x + x;
+  const float far = copysignf(1.0f - 2.0f / (expf(2.0f * fabsf(x)) + 1.0f), x);
+  return fabsf(x) < 0.625f ? near : x == x ? far : x;
+}
+__device__ __forceinline__ double tanh_of(double x) { return tanh(x); }
+
+// y = epilogue(a), with the factor f; as finish in cpu/epilogue.inl. The epilogue is the same for the whole launch.
+template <class S>
+__device__ __forceinline__ S finish(Epilogue epilogue, S a, S f) {
+  switch (epilogue) {
+    case Epilogue::tanh: return tanh_of(a);
+    // NaN compares false, and is kept.
+    case Epilogue::relu: return a < S(0) ? S(0) : a;
+    case Epilogue::tanh_derivative: return (S(1) - f * f) * a;
+    case Epilogue::relu_derivative: return f <= S(0) ? S(0) : a;
+    default: return f * a;
+  }
+}
+
+}  // namespace rnn_ext::cuda

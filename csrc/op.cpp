@@ -1,0 +1,213 @@
+#include "op.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <numeric>
+
+namespace rnn_ext {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// A device, as PyTorch numbers them.
+struct Place {
+  int32_t type, index;
+  bool operator==(const Place& other) const { return type == other.type && index == other.index; }
+};
+
+Place place_of(const Tensor& t) {
+  Place place = {};
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &place.type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &place.index));
+  return place;
+}
+
+const int64_t* int64_values(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Long && t.dim() == 1 && t.is_contiguous(), name,
+                  " must be a contiguous one-dimensional int64 tensor on the CPU");
+  return static_cast<const int64_t*>(t.const_data_ptr());
+}
+
+OwnedRows rows_of_packed(const Tensor& batch_sizes, int64_t packed_rows) {
+  const int64_t* sizes = int64_values(batch_sizes, "batch_sizes");
+  const int64_t steps = batch_sizes.size(0);
+  OwnedRows rows;
+  rows.alive_at.assign(sizes, sizes + steps);
+  rows.packed_at.resize(steps);
+  int64_t row = 0;
+  for (int64_t t = 0; t < steps; ++t) {
+    STD_TORCH_CHECK(sizes[t] > 0 && (t == 0 || sizes[t] <= sizes[t - 1]),
+                    "batch_sizes must be positive and not increasing, got ", sizes[t], " at step ", t);
+    rows.packed_at[t] = row;
+    row += sizes[t];
+  }
+  STD_TORCH_CHECK(row == packed_rows, "batch_sizes add up to ", row, ", but the packed data has ", packed_rows,
+                  " rows");
+  return rows;
+}
+
+OwnedRows rows_of_lengths(const Tensor& lengths, int64_t steps, int64_t batch) {
+  const int64_t* length = int64_values(lengths, "lengths");
+  STD_TORCH_CHECK(lengths.size(0) == batch, "lengths must have one entry for each of the ", batch, " sequences, got ",
+                  lengths.size(0));
+  OwnedRows rows;
+  rows.order.resize(batch);
+  std::iota(rows.order.begin(), rows.order.end(), int64_t{0});
+  std::stable_sort(rows.order.begin(), rows.order.end(), [=](int64_t a, int64_t b) { return length[a] > length[b]; });
+  rows.alive_at.assign(steps, 0);
+  for (int64_t b = 0; b < batch; ++b) {
+    STD_TORCH_CHECK(length[b] >= 1 && length[b] <= steps, "lengths must be from 1 to the padded length ", steps,
+                    ", got ", length[b], " for sequence ", b);
+    ++rows.alive_at[length[b] - 1];
+  }
+  for (int64_t t = steps - 1; t > 0; --t) rows.alive_at[t - 1] += rows.alive_at[t];
+  return rows;
+}
+
+std::string text(const Tensor& t) {
+  std::string s = "(";
+  for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
+  return s + ")";
+}
+
+void check_shape(const Tensor& t, const Sizes& expected, const char* name) {
+  bool same = t.dim() == static_cast<int64_t>(expected.size());
+  for (size_t i = 0; same && i < expected.size(); ++i) same = t.size(i) == expected[i];
+  std::string want;
+  for (size_t i = 0; i < expected.size(); ++i) want += (i ? ", " : "") + std::to_string(expected[i]);
+  STD_TORCH_CHECK(same, name, " must have shape (", want, "), got ", text(t));
+}
+
+Tensor with_unit_stride(const Tensor& t) {
+  return t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
+}
+
+Shape check_call(const Call& c) {
+  const Tensor& rows = c.factor ? *c.factor : *c.input;
+  const char* name = c.factor ? "factor" : "u";
+  const Place place = place_of(c.weight);
+  const int64_t groups = static_cast<int64_t>(c.direction.size());
+  for (int64_t d : c.direction) STD_TORCH_CHECK(d == 1 || d == -1, "direction must be made of 1 and -1, got ", d);
+  STD_TORCH_CHECK(c.weight.dim() == 2 && c.weight.size(0) == groups * c.weight.size(1),
+                  "w must have shape (G*H, H) with ", groups, " groups (the length of direction), got ",
+                  text(c.weight));
+  STD_TORCH_CHECK(!(c.batch_sizes && c.lengths), "batch_sizes and lengths exclude each other");
+  const int64_t dims = c.batch_sizes ? 2 : 3;
+  STD_TORCH_CHECK(rows.dim() == dims, name, " must have ", dims, " dimensions, got ", rows.dim());
+  Shape shape;
+  shape.groups = groups;
+  shape.hidden = c.weight.size(1);
+  shape.time = c.batch_sizes ? c.batch_sizes->size(0) : rows.size(0);
+  shape.batch = !c.batch_sizes ? rows.size(1) : shape.time == 0 ? 0 : int64_values(*c.batch_sizes, "batch_sizes")[0];
+  const int64_t columns = groups * shape.hidden;
+  STD_TORCH_CHECK(rows.size(dims - 1) == columns, name, " must have G*H = ", columns, " columns, got ", text(rows));
+  if (c.factor && c.input) {
+    Sizes expected;
+    for (int64_t i = 0; i < dims; ++i) expected.push_back(rows.size(i));
+    check_shape(*c.input, expected, "v");
+  }
+  if (c.seed) check_shape(*c.seed, {groups, shape.batch, shape.hidden}, c.factor ? "seed" : "h0");
+  if (c.mask) check_shape(*c.mask, {groups, shape.batch, shape.hidden}, "mask");
+  if (c.reset) {
+    STD_TORCH_CHECK(!c.batch_sizes, "reset is for padded sequences; it excludes batch_sizes");
+    STD_TORCH_CHECK(place_of(*c.reset) == place && c.reset->scalar_type() == ScalarType::Bool,
+                    "reset must be a bool tensor on w's device");
+    check_shape(*c.reset, {shape.time, shape.batch}, "reset");
+  }
+  for (const auto* t : {&c.input, &c.seed, &c.factor, &c.mask})
+    STD_TORCH_CHECK(!*t || (place_of(**t) == place && (*t)->scalar_type() == c.weight.scalar_type()),
+                    "all of the tensors must be on w's device and of its dtype");
+  return shape;
+}
+
+}  // namespace
+
+std::vector<int64_t> OwnedRows::lengths(int64_t batch) const {
+  std::vector<int64_t> length;
+  if (alive_at.empty()) return length;
+  length.assign(batch, 0);
+  for (int64_t alive : alive_at)
+    for (int64_t i = 0; i < alive; ++i) ++length[i];
+  return length;
+}
+
+// Through the C shim itself: the dispatcher, asked by name, takes 1 us.
+Tensor empty(const Tensor& like, const Sizes& sizes) {
+  Sizes strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  const Place place = place_of(like);
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  dtype, place.type, place.index, &handle));
+  return Tensor(handle);
+}
+
+namespace {
+
+std::tuple<Tensor, Tensor> call(const Runs& runs, Call c) {
+  const Shape shape = check_call(c);
+  for (auto* t : {&c.input, &c.seed, &c.factor, &c.mask})
+    if (*t) *t = with_unit_stride(**t);
+  if (c.weight.stride(0) != 1) c.weight = with_unit_stride(c.weight);
+  const Tensor& like = c.factor ? *c.factor : *c.input;
+  const int64_t columns = shape.groups * shape.hidden;
+  OwnedRows rows = c.batch_sizes ? rows_of_packed(*c.batch_sizes, like.size(0))
+                   : c.lengths   ? rows_of_lengths(*c.lengths, shape.time, shape.batch)
+                                 : OwnedRows();
+  if (c.reset) {
+    c.reset = torch::stable::contiguous(*c.reset);
+    rows.resets = static_cast<const bool*>(c.reset->const_data_ptr());
+  }
+  Tensor output =
+      c.batch_sizes ? empty(like, {like.size(0), columns}) : empty(like, {shape.time, shape.batch, columns});
+  Tensor last = empty(like, {shape.groups, shape.batch, shape.hidden});
+  if (shape.groups * shape.batch * shape.hidden == 0) return {output, last};
+  switch (c.weight.scalar_type()) {
+    case ScalarType::Float: runs.f32(c, shape, rows, output, last); break;
+    case ScalarType::Double: runs.f64(c, shape, rows, output, last); break;
+    case ScalarType::Half: runs.f16(c, shape, rows, output, last); break;
+    case ScalarType::BFloat16: runs.bf16(c, shape, rows, output, last); break;
+    default:
+      STD_TORCH_CHECK(false,
+                      "the kernels take float32, float64, float16 and bfloat16 tensors; use rnn_ext.functional, "
+                      "which falls back to plain PyTorch for other dtypes");
+  }
+  return {output, last};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> recurrence(const Runs& runs, Tensor u, std::optional<Tensor> h0, Tensor w,
+                                      std::optional<Tensor> batch_sizes, std::optional<Tensor> lengths,
+                                      std::optional<Tensor> reset, std::optional<Tensor> mask, std::string nonlinearity,
+                                      Sizes direction) {
+  STD_TORCH_CHECK(nonlinearity == "tanh" || nonlinearity == "relu", "nonlinearity must be 'tanh' or 'relu', got '",
+                  nonlinearity, "'");
+  const Seed kind = h0 ? Seed::state : Seed::none;
+  return call(runs, {std::move(u), std::move(h0), std::move(w), std::nullopt, std::move(batch_sizes),
+                     std::move(lengths), std::move(reset), std::move(mask),
+                     nonlinearity == "tanh" ? Epilogue::tanh : Epilogue::relu, kind, false, direction});
+}
+
+std::tuple<Tensor, Tensor> linear_recurrence(const Runs& runs, std::optional<Tensor> v, std::optional<Tensor> seed,
+                                             Tensor w, Tensor factor, std::optional<Tensor> batch_sizes,
+                                             std::optional<Tensor> lengths, std::optional<Tensor> reset,
+                                             std::optional<Tensor> mask, std::string derivative, std::string seed_kind,
+                                             bool transpose, Sizes direction) {
+  const bool given = derivative == "given", tanh = derivative == "tanh";
+  STD_TORCH_CHECK(given || tanh || derivative == "relu", "derivative must be 'tanh', 'relu' or 'given', got '",
+                  derivative, "'");
+  STD_TORCH_CHECK(seed_kind == "state" || seed_kind == "product", "seed_kind must be 'state' or 'product', got '",
+                  seed_kind, "'");
+  const Epilogue epilogue = given  ? Epilogue::given_derivative
+                            : tanh ? Epilogue::tanh_derivative
+                                   : Epilogue::relu_derivative;
+  const Seed kind = !seed ? Seed::none : seed_kind == "state" ? Seed::state : Seed::product;
+  return call(runs, {std::move(v), std::move(seed), std::move(w), std::move(factor), std::move(batch_sizes),
+                     std::move(lengths), std::move(reset), std::move(mask), epilogue, kind, transpose, direction});
+}
+
+}  // namespace rnn_ext

@@ -1,0 +1,123 @@
+// What the ops of every device have in common: their arguments, checked, and the torch-free problem in them. The op
+// glue (this, cpu/op.cpp, cuda/op.cpp), ops.cpp and module.cpp are all that sees PyTorch, and only its stable ABI.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "recurrence.h"
+
+namespace rnn_ext {
+
+using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
+
+// Which rows live when, and the arrays behind it (recurrence.h), on the CPU.
+struct OwnedRows {
+  std::vector<int64_t> alive_at, packed_at, order;
+  const bool* resets = nullptr;
+
+  // The steps of each row, longest first; empty if all have as many.
+  std::vector<int64_t> lengths(int64_t batch) const;
+  Rows view() const {
+    auto data = [](const std::vector<int64_t>& v) { return v.empty() ? nullptr : v.data(); };
+    return {data(alive_at), data(packed_at), data(order), resets};
+  }
+};
+
+// The arguments of both ops: recurrence is a call whose factor is absent.
+struct Call {
+  std::optional<Tensor> input;
+  std::optional<Tensor> seed;
+  Tensor weight;
+  std::optional<Tensor> factor;
+  std::optional<Tensor> batch_sizes, lengths, reset;
+  std::optional<Tensor> mask;
+  Epilogue epilogue;
+  Seed seed_kind;
+  bool transpose;
+  const Sizes& direction;
+};
+
+// A contiguous tensor of the dtype and device of `like`.
+Tensor empty(const Tensor& like, const Sizes& sizes);
+
+template <class T>
+Sequence<T> sequence_of(const Tensor& t) {
+  const bool packed = t.dim() == 2;
+  auto* data = static_cast<T*>(std::is_const_v<T> ? const_cast<void*>(t.const_data_ptr()) : t.mutable_data_ptr());
+  return {data, packed ? 0 : t.stride(0), t.stride(packed ? 0 : 1)};
+}
+
+template <class T>
+States<T> states_of(const Tensor& t) {
+  auto* data = static_cast<T*>(std::is_const_v<T> ? const_cast<void*>(t.const_data_ptr()) : t.mutable_data_ptr());
+  return {data, t.stride(0), t.stride(1)};
+}
+
+// The problem but for its rows and directions, which lie where its device wants them.
+template <class T>
+Problem<T> problem_of(const Call& c, const Shape& shape, const Tensor& output, const Tensor& last) {
+  Problem<T> problem;
+  problem.shape = shape;
+  problem.epilogue = c.epilogue;
+  problem.seed_kind = c.seed_kind;
+  problem.transpose = c.transpose;
+  problem.weight = {static_cast<const T*>(c.weight.const_data_ptr()), c.weight.stride(0), c.weight.stride(1)};
+  if (c.input) problem.input = sequence_of<const T>(*c.input);
+  if (c.factor) problem.factor = sequence_of<const T>(*c.factor);
+  if (c.seed) problem.seed = states_of<const T>(*c.seed);
+  if (c.mask) problem.mask = states_of<const T>(*c.mask);
+  problem.output = sequence_of<T>(output);
+  problem.last = states_of<T>(last);
+  return problem;
+}
+
+// What a device does with a call whose arguments are checked, of one dtype.
+template <class T>
+using Run = void (*)(const Call&, const Shape&, const OwnedRows&, const Tensor& output, const Tensor& last);
+
+struct Runs {
+  Run<float> f32;
+  Run<double> f64;
+  Run<half> f16;
+  Run<bfloat16> bf16;
+};
+
+// The ops of ops.cpp on a device.
+std::tuple<Tensor, Tensor> recurrence(const Runs& runs, Tensor u, std::optional<Tensor> h0, Tensor w,
+                                      std::optional<Tensor> batch_sizes, std::optional<Tensor> lengths,
+                                      std::optional<Tensor> reset, std::optional<Tensor> mask, std::string nonlinearity,
+                                      Sizes direction);
+std::tuple<Tensor, Tensor> linear_recurrence(const Runs& runs, std::optional<Tensor> v, std::optional<Tensor> seed,
+                                             Tensor w, Tensor factor, std::optional<Tensor> batch_sizes,
+                                             std::optional<Tensor> lengths, std::optional<Tensor> reset,
+                                             std::optional<Tensor> mask, std::string derivative, std::string seed_kind,
+                                             bool transpose, Sizes direction);
+
+// As functions of the arguments alone, to be registered.
+template <const Runs& runs>
+std::tuple<Tensor, Tensor> recurrence_on(Tensor u, std::optional<Tensor> h0, Tensor w,
+                                         std::optional<Tensor> batch_sizes, std::optional<Tensor> lengths,
+                                         std::optional<Tensor> reset, std::optional<Tensor> mask,
+                                         std::string nonlinearity, Sizes direction) {
+  return recurrence(runs, std::move(u), std::move(h0), std::move(w), std::move(batch_sizes), std::move(lengths),
+                    std::move(reset), std::move(mask), std::move(nonlinearity), std::move(direction));
+}
+template <const Runs& runs>
+std::tuple<Tensor, Tensor> linear_recurrence_on(std::optional<Tensor> v, std::optional<Tensor> seed, Tensor w,
+                                                Tensor factor, std::optional<Tensor> batch_sizes,
+                                                std::optional<Tensor> lengths, std::optional<Tensor> reset,
+                                                std::optional<Tensor> mask, std::string derivative,
+                                                std::string seed_kind, bool transpose, Sizes direction) {
+  return linear_recurrence(runs, std::move(v), std::move(seed), std::move(w), std::move(factor), std::move(batch_sizes),
+                           std::move(lengths), std::move(reset), std::move(mask), std::move(derivative),
+                           std::move(seed_kind), transpose, std::move(direction));
+}
+
+}  // namespace rnn_ext

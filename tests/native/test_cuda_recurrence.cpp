@@ -1,0 +1,86 @@
+// The CUDA kernels on the emulator: every variant, dtype, layout and direction against a plain loop in long double,
+// under hostile schedules, through the launch code that a GPU runs. Plain, and under the sanitizers.
+#include <string>
+
+#include "cases.h"
+#include "cuda/kernels.h"
+#include "cuda_emulator/emulator.h"
+
+using namespace rnn_ext;
+using namespace rnn_ext::test;
+
+namespace {
+
+// The sanitizers are slow, and ThreadSanitizer has room for 8128 threads, which is what the blocks of a launch share.
+#if defined(__SANITIZE_THREAD__)
+constexpr unsigned kCases = 5;
+constexpr int64_t kMoreRows = 0;
+#elif defined(__SANITIZE_ADDRESS__)
+constexpr unsigned kCases = 10;
+constexpr int64_t kMoreRows = 60;
+#else
+constexpr unsigned kCases = 40;
+constexpr int64_t kMoreRows = 60;
+#endif
+
+// The kernels copy aligned words of four bytes, which the last of an odd number of 16-bit elements does not fill.
+template <class T>
+std::vector<T> whole_words(const std::vector<T>& v) {
+  std::vector<T> padded = v;
+  padded.resize(v.size() + 1);
+  return padded;
+}
+
+template <class T>
+Result<T> run(const Case<T>& c, const cuda::Plan& plan, std::string& error) {
+  Result<T> r;
+  Problem<T> p = problem_of(c, r);
+  const std::vector<T> input = whole_words(c.input), factor = whole_words(c.factor);
+  if (p.input.data) p.input.data = input.data();
+  p.factor.data = factor.data();
+  std::vector<int64_t> length(c.length);
+  std::sort(length.rbegin(), length.rend());
+  if (p.rows.ragged()) p.rows.length = length.data();
+  error = cuda::run(p, plan, nullptr);
+  return r;
+}
+
+template <class T>
+int check_random(unsigned seed, const std::vector<cuda_emulator::Schedule>& schedules) {
+  std::mt19937 random(seed);
+  constexpr int64_t kHidden[] = {1, 3, 5, 16, 31, 32, 33, 40, 64, 65, 100, 127, 128, 129, 200, 256, 257};
+  Shape shape = {static_cast<int64_t>(random() % 6), static_cast<int64_t>(1 + random() % 7),
+                 1 + static_cast<int64_t>(random() % 2), kHidden[random() % std::size(kHidden)]};
+  if (shape.hidden > 130) shape.batch = std::min<int64_t>(shape.batch, 3);
+  // More rows than a tile of the stepwise kernel has, now and then.
+  if (shape.hidden < 8 && random() % 3 == 0) shape.batch += kMoreRows;
+  const Case<T> c(shape, seed);
+  const Result<long double> want = expected(c);
+  // One row a block, several rows a block, and no room for W.
+  const cuda::Device roomy = {90, 10000, 232448}, crowded = {80, 1, 166912}, none = {75, 40, 0};
+  for (const cuda::Device& device : {roomy, crowded, none}) {
+    const cuda::Plan plan = make_plan(shape, sizeof(T), device);
+    for (int n = 0; n < 2; ++n) {
+      cuda_emulator::schedule() = schedules[random() % schedules.size()];
+      const std::string how = plan.why + ", " + cuda_emulator::schedule().describe();
+      std::string error;
+      const Result<T> got = run(c, plan, error);
+      CHECK(error.empty(), "%s: %s", how.c_str(), error.c_str());
+      if (shape.time == 0 || !compare(got.output, want.output, c, "output", how.c_str()))
+        if (compare(got.last, want.last, c, "last", how.c_str())) return failures;
+    }
+  }
+  return failures;
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<cuda_emulator::Schedule> schedules = cuda_emulator::all_schedules(3);
+  for (unsigned seed = 0; seed < kCases; ++seed)
+    if (check_random<float>(seed, schedules) || check_random<double>(seed + 10000, schedules) ||
+        check_random<half>(seed + 20000, schedules) || check_random<bfloat16>(seed + 30000, schedules))
+      return 1;
+  std::printf("CUDA recurrence: %u random problems in four dtypes on every variant\n", kCases);
+  return failures != 0;
+}
