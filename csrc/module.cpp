@@ -4,6 +4,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/planner.h"
+#include "cuda/planner.h"
 
 namespace py = pybind11;
 
@@ -12,13 +13,15 @@ namespace {
 py::dict build_info() {
   py::dict d;
   d["compiler"] = __VERSION__;
-#if defined(RNN_EXT_WITH_CUDA)
+#if defined(RNN_EXT_CUDA_EMULATED)
+  d["cuda"] = "emulated";
+#elif defined(RNN_EXT_WITH_CUDA)
   d["cuda"] = true;
 #else
   d["cuda"] = false;
 #endif
   d["torch_stable_abi"] = "2.10";
-  d["cpu_dtypes"] = std::vector<std::string>{"float32", "float64", "float16", "bfloat16"};
+  d["dtypes"] = std::vector<std::string>{"float32", "float64", "float16", "bfloat16"};
   std::vector<std::string> compiled, runnable;
   for (const rnn_ext::Isa* isa : rnn_ext::compiled_isas()) {
     compiled.push_back(isa->name);
@@ -60,6 +63,20 @@ py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, c
   return d;
 }
 
+py::dict cuda_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, int element_bytes, int capability,
+                   int multiprocessors, int shared_bytes) {
+  const rnn_ext::cuda::Plan plan = rnn_ext::cuda::make_plan({time, batch, groups, hidden}, element_bytes,
+                                                            {capability, multiprocessors, shared_bytes});
+  const bool resident = plan.variant == rnn_ext::cuda::Variant::resident;
+  py::dict d;
+  d["variant"] = resident ? "resident" : "stepwise";
+  d["rows"] = plan.rows;
+  d["threads"] = plan.threads;
+  d["shared_bytes"] = plan.shared_bytes;
+  d["reason"] = plan.why;
+  return d;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -68,4 +85,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capability", &cpu_capability);
   m.def("cpu_plan", &cpu_plan, py::arg("time"), py::arg("batch"), py::arg("groups"), py::arg("hidden"),
         py::arg("dtype"), py::arg("threads"));
+  m.def("cuda_plan", &cuda_plan, py::arg("time"), py::arg("batch"), py::arg("groups"), py::arg("hidden"),
+        py::arg("element_bytes"), py::arg("capability"), py::arg("multiprocessors"), py::arg("shared_bytes"));
 }

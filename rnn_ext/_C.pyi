@@ -5,3 +5,13 @@ from typing import Any
 def build_info() -> dict[str, Any]: ...
 def cpu_capability() -> dict[str, Any]: ...
 def cpu_plan(time: int, batch: int, groups: int, hidden: int, dtype: str, threads: int) -> dict[str, Any]: ...
+def cuda_plan(
+    time: int,
+    batch: int,
+    groups: int,
+    hidden: int,
+    element_bytes: int,
+    capability: int,
+    multiprocessors: int,
+    shared_bytes: int,
+) -> dict[str, Any]: ...

@@ -8,13 +8,23 @@ import torch
 
 from rnn_ext import _C
 
+# What the CUDA planner looks at: compute capability, multiprocessors, bytes of shared memory that a block may have.
+_GPUS = {
+    "T4": (75, 40, 65536),
+    "A100": (80, 108, 166912),
+    "RTX 4090": (89, 128, 101376),
+    "H100": (90, 132, 232448),
+    "B200": (100, 148, 232448),
+}
+
 
 def build_info() -> dict[str, Any]:
     """What this installation of rnn_ext contains and what it will use here.
 
     Returns:
-        A dict of strings, numbers and lists: the compiler, whether CUDA kernels were built, the instruction sets
-        compiled and runnable, the dtypes that have CPU kernels, the instruction set in use (the environment variable
+        A dict of strings, numbers and lists: the compiler, whether CUDA kernels were built ("emulated" in
+        tests: on the CPU, in place of its own), the instruction sets
+        compiled and runnable, the dtypes that have kernels, the instruction set in use (the environment variable
         RNN_EXT_CPU_ISA forces one), cache sizes in bytes, PyTorch's version and number of threads.
 
     Raises:
@@ -36,29 +46,35 @@ def explain(
     groups: int = 1,
     dtype: torch.dtype = torch.float32,
     threads: int | None = None,
+    device: str = "cpu",
 ) -> str:
-    """Which kernel, tiling and thread split a recurrence on the CPU would get, and why.
+    """Which kernel, tiling and thread split a recurrence would get, and why.
 
     Args:
         time: T, the number of steps.
         batch: B, the number of sequences.
         hidden_size: H.
         groups: G, 2 for a bidirectional layer.
-        dtype: one that has a CPU kernel (``build_info()["cpu_dtypes"]``).
-        threads: at most how many; default ``torch.get_num_threads()``.
+        dtype: one that has a kernel (``build_info()["dtypes"]``).
+        threads: on the CPU, at most how many; default ``torch.get_num_threads()``.
+        device: "cpu", "cuda" for the current GPU, or the name of a GPU that need not be here: "T4", "A100",
+            "RTX 4090", "H100", "B200".
 
     Returns:
         A few lines of text.
 
     Raises:
-        ValueError: a size that is negative, no thread, or a dtype without a kernel.
+        ValueError: a size that is negative or too large for CUDA, no thread, a dtype without a kernel, or a device that
+            is neither here nor one of those.
     """
     for name, value in (("time", time), ("batch", batch), ("hidden_size", hidden_size), ("groups", groups)):
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
-    names = _C.build_info()["cpu_dtypes"]
+    names = _C.build_info()["dtypes"]
     if str(dtype).removeprefix("torch.") not in names:
-        raise ValueError(f"dtype must be one with a CPU kernel ({', '.join(names)}), got {dtype}")
+        raise ValueError(f"dtype must be one with a kernel ({', '.join(names)}), got {dtype}")
+    if device != "cpu":
+        return _explain_cuda(time, batch, groups, hidden_size, dtype, device)
     threads = torch.get_num_threads() if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads must be positive, got {threads}")
@@ -70,5 +86,27 @@ def explain(
         f"  panels    {plan['panels']} of the columns of W, {plan['chains']} chain(s) of sums over k\n"
         f"  workspace {plan['workspace_bytes'] / 2**20:.2f} MiB\n"
         f"  estimate  {plan['estimated_cycles'] / max(1, time):.0f} cycles a step\n"
+        f"  because   {plan['reason']}"
+    )
+
+
+def _explain_cuda(time: int, batch: int, groups: int, hidden: int, dtype: torch.dtype, device: str) -> str:
+    if device == "cuda" and torch.cuda.is_available():
+        found = torch.cuda.get_device_properties()
+        capability = 10 * found.major + found.minor
+        gpu = (
+            capability,
+            found.multi_processor_count,
+            getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block),
+        )
+        device = found.name
+    elif device in _GPUS:
+        gpu = _GPUS[device]
+    else:
+        raise ValueError(f"device must be one of {', '.join(sorted(_GPUS))}, got {device!r}")
+    plan = _C.cuda_plan(time, batch, groups, hidden, dtype.itemsize, *gpu)
+    return (
+        f"recurrence T={time} B={batch} G={groups} H={hidden} {dtype} on {device}: {plan['variant']} kernel\n"
+        f"  shared    {plan['shared_bytes'] / 2**10:.1f} KiB of {gpu[2] / 2**10:.1f}\n"
         f"  because   {plan['reason']}"
     )

@@ -21,13 +21,14 @@ from rnn_ext.layout import Layout, last, previous, zero_where_ended
 from rnn_ext.transition import Transition
 
 _ops = torch.ops.rnn_ext
-_CPU_DTYPES = frozenset(getattr(torch, name) for name in _C.build_info()["cpu_dtypes"])
+_DTYPES = frozenset(getattr(torch, name) for name in _C.build_info()["dtypes"])
+_DEVICES = frozenset(("cpu", "meta", "cuda") if _C.build_info()["cuda"] is True else ("cpu", "meta"))
 _warned: set[tuple[str, torch.dtype]] = set()
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this build has a kernel for tensors of ``dtype`` on ``device``; meta tensors count as having."""
-    return dtype in _CPU_DTYPES and device.type in ("cpu", "meta")
+    return dtype in _DTYPES and device.type in _DEVICES
 
 
 def _use_reference(t: Tensor) -> bool:
@@ -38,8 +39,8 @@ def _use_reference(t: Tensor) -> bool:
     if (device.type, dtype) not in _warned:
         _warned.add((device.type, dtype))
         remedy = (
-            f"use a dtype that has one ({', '.join(sorted(str(d) for d in _CPU_DTYPES))})"
-            if device.type == "cpu"
+            f"use a dtype that has one ({', '.join(sorted(str(d) for d in _DTYPES))})"
+            if device.type in _DEVICES
             else "this build of rnn_ext is CPU-only, so move the module and its input to the CPU for full speed"
         )
         warnings.warn(

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
 
+import rnn_ext
+
 settings.register_profile("rnn_ext", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("rnn_ext")
+
+
+def pytest_configure() -> None:
+    """Whoever asks for a build by RNN_EXT_CUDA tests that build, and not another that Python finds first."""
+    asked, built = os.environ.get("RNN_EXT_CUDA"), rnn_ext.build_info()["cuda"]
+    if asked and built != {"0": False, "1": True}.get(asked, asked):
+        raise pytest.UsageError(f"RNN_EXT_CUDA={asked}, but the build in {rnn_ext.__file__} says {built}")
 
 
 @pytest.fixture(autouse=True)

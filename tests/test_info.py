@@ -15,7 +15,7 @@ def test_build_info() -> None:
     info = rnn_ext.build_info()
     assert info["isa"] in info["cpu_isas_runnable"]
     assert set(info["cpu_isas_runnable"]) <= set(info["cpu_isas_compiled"])
-    assert info["cpu_dtypes"] == ["float32", "float64", "float16", "bfloat16"]
+    assert info["dtypes"] == ["float32", "float64", "float16", "bfloat16"]
     assert info["threads"] == torch.get_num_threads()
     assert min(info["l1_bytes"], info["l2_bytes"], info["l3_bytes"]) > 0
 
@@ -42,7 +42,7 @@ def test_explain() -> None:
         ({"batch": -1}, "batch must not be negative, got -1"),
         (
             {"dtype": torch.int32},
-            "dtype must be one with a CPU kernel .float32, float64, float16, bfloat16., got torch.int32",
+            "dtype must be one with a kernel .float32, float64, float16, bfloat16., got torch.int32",
         ),
         ({"threads": 0}, "threads must be positive, got 0"),
     ],
@@ -50,6 +50,16 @@ def test_explain() -> None:
 def test_explain_bad_arguments(kwargs: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         rnn_ext.explain(**{"time": 10, "batch": 1, "hidden_size": 8, **kwargs})
+
+
+def test_explain_cuda() -> None:
+    text = rnn_ext.explain(100, 1, 100, device="A100")
+    assert text.startswith("recurrence T=100 B=1 G=1 H=100 torch.float32 on A100: resident kernel\n")
+    assert "because   resident, W in a block of 256 threads as a 128 x 128 tile, 1 row of the batch in a block" in text
+    assert "stepwise kernel" in rnn_ext.explain(100, 1, 100, device="A100", dtype=torch.float64)
+    assert "stepwise kernel" in rnn_ext.explain(100, 1, 256, device="T4")
+    with pytest.raises(ValueError, match="device must be one of A100, B200, H100, RTX 4090, T4, got 'P100'"):
+        rnn_ext.explain(1, 1, 1, device="P100")
 
 
 def test_command_line() -> None:
