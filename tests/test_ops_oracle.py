@@ -261,7 +261,7 @@ def test_calls_from_the_inter_op_pool() -> None:
     """TorchScript's fork runs a call on a thread of PyTorch's other pool, beside calls like it."""
 
     def one(u: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return torch.ops.rnn_ext.recurrence(u, None, w, None, None, None, None, "tanh", [1])[0]
+        return torch.ops.rnn_ext.recurrence(u, None, w, None, None, None, None, None, "tanh", [1])[0]
 
     def eight(u: torch.Tensor, w: torch.Tensor) -> list[torch.Tensor]:
         forked = [torch.jit.fork(one, u, w) for _ in range(8)]

@@ -126,14 +126,14 @@ Sequence<T> sequence_of(const Tensor& t) {
   return {data, packed ? 0 : t.stride(0), t.stride(packed ? 0 : 1)};
 }
 
-// The arguments of both ops: recurrence is a call whose factor is absent.
+// The arguments of all ops: recurrence is a call whose factor is absent.
 struct Call {
   std::optional<Tensor> input;
   std::optional<Tensor> seed;
   Tensor weight;
   std::optional<Tensor> factor;
   std::optional<Tensor> batch_sizes, lengths, reset;
-  std::optional<Tensor> mask;
+  std::optional<Tensor> mask, leak;
   Epilogue epilogue;
   Seed seed_kind;
   bool transpose;
@@ -158,11 +158,10 @@ Shape check_call(const Call& c) {
   shape.batch = !c.batch_sizes ? rows.size(1) : shape.time == 0 ? 0 : int64_values(*c.batch_sizes, "batch_sizes")[0];
   const int64_t columns = groups * shape.hidden;
   STD_TORCH_CHECK(rows.size(dims - 1) == columns, name, " must have G*H = ", columns, " columns, got ", text(rows));
-  if (c.factor && c.input) {
-    Sizes expected;
-    for (int64_t i = 0; i < dims; ++i) expected.push_back(rows.size(i));
-    check_shape(*c.input, expected, "v");
-  }
+  Sizes expected;
+  for (int64_t i = 0; i < dims; ++i) expected.push_back(rows.size(i));
+  if (c.factor && c.input) check_shape(*c.input, expected, "v");
+  if (c.leak) check_shape(*c.leak, expected, "leak");
   if (c.seed) check_shape(*c.seed, {groups, shape.batch, shape.hidden}, c.factor ? "seed" : "h0");
   if (c.mask) check_shape(*c.mask, {groups, shape.batch, shape.hidden}, "mask");
   if (c.reset) {
@@ -171,7 +170,7 @@ Shape check_call(const Call& c) {
                     "reset must be a bool tensor on the CPU");
     check_shape(*c.reset, {shape.time, shape.batch}, "reset");
   }
-  for (const auto* t : {&c.input, &c.seed, &c.factor, &c.mask})
+  for (const auto* t : {&c.input, &c.seed, &c.factor, &c.mask, &c.leak})
     STD_TORCH_CHECK(!*t || ((*t)->is_cpu() && (*t)->scalar_type() == c.weight.scalar_type()),
                     "all of the tensors must be on the CPU and of w's dtype");
   return shape;
@@ -211,6 +210,7 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& outpu
   problem.weight = {static_cast<const T*>(c.weight.const_data_ptr()), c.weight.stride(0), c.weight.stride(1)};
   if (c.input) problem.input = sequence_of<const T>(*c.input);
   if (c.factor) problem.factor = sequence_of<const T>(*c.factor);
+  if (c.leak) problem.leak = sequence_of<const T>(*c.leak);
   if (c.seed) problem.seed = {static_cast<const T*>(c.seed->const_data_ptr()), c.seed->stride(0), c.seed->stride(1)};
   if (c.mask) problem.mask = {static_cast<const T*>(c.mask->const_data_ptr()), c.mask->stride(0), c.mask->stride(1)};
   problem.output = sequence_of<T>(output);
@@ -250,7 +250,7 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& outpu
 
 std::tuple<Tensor, Tensor> call(Call c) {
   const Shape shape = check_call(c);
-  for (auto* t : {&c.input, &c.seed, &c.factor, &c.mask})
+  for (auto* t : {&c.input, &c.seed, &c.factor, &c.mask, &c.leak})
     if (*t) *t = with_unit_stride(**t);
   if (c.weight.stride(0) != 1) c.weight = with_unit_stride(c.weight);
   const Tensor& like = c.factor ? *c.factor : *c.input;
@@ -281,13 +281,20 @@ std::tuple<Tensor, Tensor> call(Call c) {
 
 std::tuple<Tensor, Tensor> recurrence(Tensor u, std::optional<Tensor> h0, Tensor w, std::optional<Tensor> batch_sizes,
                                       std::optional<Tensor> lengths, std::optional<Tensor> reset,
-                                      std::optional<Tensor> mask, std::string nonlinearity, Sizes direction) {
+                                      std::optional<Tensor> mask, std::optional<Tensor> leak, std::string nonlinearity,
+                                      Sizes direction) {
   STD_TORCH_CHECK(nonlinearity == "tanh" || nonlinearity == "relu", "nonlinearity must be 'tanh' or 'relu', got '",
                   nonlinearity, "'");
   const Seed kind = h0 ? Seed::state : Seed::none;
   return call({std::move(u), std::move(h0), std::move(w), std::nullopt, std::move(batch_sizes), std::move(lengths),
-               std::move(reset), std::move(mask), nonlinearity == "tanh" ? Epilogue::tanh : Epilogue::relu, kind, false,
-               direction});
+               std::move(reset), std::move(mask), std::move(leak),
+               nonlinearity == "tanh" ? Epilogue::tanh : Epilogue::relu, kind, false, direction});
+}
+
+Seed kind_of(const std::optional<Tensor>& seed, const std::string& seed_kind) {
+  STD_TORCH_CHECK(seed_kind == "state" || seed_kind == "product", "seed_kind must be 'state' or 'product', got '",
+                  seed_kind, "'");
+  return !seed ? Seed::none : seed_kind == "state" ? Seed::state : Seed::product;
 }
 
 std::tuple<Tensor, Tensor> linear_recurrence(std::optional<Tensor> v, std::optional<Tensor> seed, Tensor w,
@@ -298,14 +305,27 @@ std::tuple<Tensor, Tensor> linear_recurrence(std::optional<Tensor> v, std::optio
   const bool given = derivative == "given", tanh = derivative == "tanh";
   STD_TORCH_CHECK(given || tanh || derivative == "relu", "derivative must be 'tanh', 'relu' or 'given', got '",
                   derivative, "'");
-  STD_TORCH_CHECK(seed_kind == "state" || seed_kind == "product", "seed_kind must be 'state' or 'product', got '",
-                  seed_kind, "'");
+  const Seed kind = kind_of(seed, seed_kind);
   const Epilogue epilogue = given  ? Epilogue::given_derivative
                             : tanh ? Epilogue::tanh_derivative
                                    : Epilogue::relu_derivative;
-  const Seed kind = !seed ? Seed::none : seed_kind == "state" ? Seed::state : Seed::product;
   return call({std::move(v), std::move(seed), std::move(w), std::move(factor), std::move(batch_sizes),
-               std::move(lengths), std::move(reset), std::move(mask), epilogue, kind, transpose, direction});
+               std::move(lengths), std::move(reset), std::move(mask), std::nullopt, epilogue, kind, transpose,
+               direction});
+}
+
+std::tuple<Tensor, Tensor> leaky_linear_recurrence(std::optional<Tensor> v, std::optional<Tensor> seed, Tensor w,
+                                                   Tensor factor, Tensor leak, std::optional<Tensor> batch_sizes,
+                                                   std::optional<Tensor> lengths, std::optional<Tensor> reset,
+                                                   std::optional<Tensor> mask, std::string seed_kind, bool transpose,
+                                                   Sizes direction) {
+  const Seed kind = kind_of(seed, seed_kind);
+  STD_TORCH_CHECK(kind != Seed::state || !transpose,
+                  "a transposed leaky_linear_recurrence starts from a product: before its first step there is neither "
+                  "factor nor leak that would say what of a state arrives");
+  return call({std::move(v), std::move(seed), std::move(w), std::move(factor), std::move(batch_sizes),
+               std::move(lengths), std::move(reset), std::move(mask), std::move(leak), Epilogue::given_derivative, kind,
+               transpose, direction});
 }
 
 }  // namespace
@@ -314,4 +334,5 @@ std::tuple<Tensor, Tensor> linear_recurrence(std::optional<Tensor> v, std::optio
 STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {
   m.impl("recurrence", TORCH_BOX(&rnn_ext::recurrence));
   m.impl("linear_recurrence", TORCH_BOX(&rnn_ext::linear_recurrence));
+  m.impl("leaky_linear_recurrence", TORCH_BOX(&rnn_ext::leaky_linear_recurrence));
 }
