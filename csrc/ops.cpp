@@ -1,7 +1,7 @@
 // The op schemas: the one list of what Python may call. Shapes, with T steps, B sequences, G groups of H:
 //
 //   u, v, factor, output   (T, B, G*H) padded, or (N, G*H) packed with batch_sizes; so is
-//   leak                   z, what part of each unit's state stays from the step before; absent: none
+//   leak                   z, what part of each unit's state stays from the step before, or bool; absent: none
 //   h0, seed, last         (G, B, H)
 //   w                      (G*H, H), the G square matrices one above the other
 //   batch_sizes            (T,) int64 on the CPU, as in a PackedSequence; or

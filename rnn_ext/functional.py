@@ -183,7 +183,8 @@ def _leak(x: Tensor, columns: int, p: float, training: bool) -> Tensor:
     """Zoneout's part of each state that stays: a draw for each element, or its expectation."""
     shape = (*x.shape[:-1], columns)
     if training:
-        return torch.bernoulli(x.new_empty(shape), p)
+        # Not like x, which vmap may have mapped: whether draws are is its own question (randomness).
+        return torch.bernoulli(torch.empty(shape, dtype=torch.bool, device=x.device), p)
     return x.new_full((columns,), p).expand(shape)
 
 
@@ -205,7 +206,7 @@ def _single_step(
     states = [rnn_cell(x, h0[d], *weights, nonlinearity=nonlinearity) for d, weights in enumerate(groups)]
     if leak is not None:
         parts = leak[0].chunk(len(groups), -1)
-        states = [z * old + (1 - z) * new for z, old, new in zip(parts, before, states, strict=True)]
+        states = [torch.lerp(new, old, z.to(x.dtype)) for z, old, new in zip(parts, before, states, strict=True)]
     output = states[0] if len(states) == 1 else torch.cat(states, -1)
     return output.unsqueeze(0), torch.stack(states)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnn_ext import ops
+from rnn_ext import leaky, ops
 
 
 def layer(
@@ -100,7 +100,7 @@ class Layer(torch.autograd.Function):
         u = _project(x, w_ih, b_ih, b_hh)
         h, h_n = ops.recurrence(u, h0, w_hh, batch_sizes, lengths, reset, mask, leak, nonlinearity, direction)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w_ih, h, h0, w_hh, batch_sizes, lengths, reset, mask, leak)
+        ctx.save_for_backward(x, w_ih, b_ih, b_hh, h, h0, w_hh, batch_sizes, lengths, reset, mask, leak)
         ctx.nonlinearity, ctx.direction = nonlinearity, direction
         return h, h_n
 
@@ -108,11 +108,12 @@ class Layer(torch.autograd.Function):
     def backward(ctx, g, g_n):  # type: ignore[no-untyped-def]
         if g is None and g_n is None:
             return (None,) * 13
-        x, w_ih, h, h0, w_hh, batch_sizes, lengths, reset, mask, leak = ctx.saved_tensors
+        x, w_ih, b_ih, b_hh, h, h0, w_hh, batch_sizes, lengths, reset, mask, leak = ctx.saved_tensors
+        u = _project(x, w_ih, b_ih, b_hh) if leaky.needs_sums(leak) else None
         need_x, need_h0, need_w_ih, need_w_hh, need_b_ih, need_b_hh = ctx.needs_input_grad[:6]
         s, h0_bar, w_hh_bar = ops.recurrence_backward(
             *(g, g_n, h, h0, w_hh, batch_sizes, lengths, reset, mask, leak),
-            *(ctx.nonlinearity, ctx.direction, need_h0, need_w_hh),
+            *(ctx.nonlinearity, ctx.direction, need_h0, need_w_hh, u),
         )
         s_rows = s.reshape(-1, s.shape[-1])
         w_ih_bar = s_rows.t() @ x.reshape(-1, x.shape[-1]) if need_w_ih else None

@@ -16,7 +16,7 @@ from torch import Tensor
 from rnn_ext import dispatch, reference
 from rnn_ext.batching import Fold
 from rnn_ext.layout import Layout, last, previous, without_padding
-from rnn_ext.transition import Transition
+from rnn_ext.transition import Transition, sums
 
 _op = torch.ops.rnn_ext.leaky_linear_recurrence.default
 
@@ -44,7 +44,7 @@ def leaky_linear_recurrence(
         seed: ``(G, B, H)``; None for zeros. What it is, ``seed_kind`` says.
         w: ``(G*H, H)``.
         factor: like ``v``: d.
-        leak: like ``v``: z, a constant without a gradient.
+        leak: like ``v``, or bool: z, a constant without a gradient.
         batch_sizes: as in :func:`rnn_ext.ops.recurrence`.
         lengths: as in :func:`rnn_ext.ops.recurrence`.
         reset: as in :func:`rnn_ext.ops.recurrence`.
@@ -87,21 +87,19 @@ def _scan(
     )
 
 
-def factor_of_states(
-    h: Tensor, h0: Tensor | None, leak: Tensor, nonlinearity: str, layout: Layout
-) -> tuple[Tensor, Tensor]:
-    """``(d, z)``: ``d_t = (1 - z_t) * phi'(a_t)`` from the states alone, and the leak, both with zeros for padding.
+def needs_sums(leak: Tensor | None) -> bool:
+    """Whether the states alone do not tell phi'(a_t): where part of a state stays, it hides the new one's value."""
+    return leak is not None and leak.dtype != torch.bool
 
-    ``phi(a_t) = (h_t - z_t * h_{t-1}) / (1 - z_t)`` where z is less than 1; where it is 1, d is 0 whatever phi is.
-    """
-    leak = without_padding(leak, layout.lengths)
-    kept, fresh = leak * previous(h, h0, layout), 1 - leak
-    new = h - kept
-    if nonlinearity == "relu":
-        # As far from zero as rounding can take it, where it is zero and arithmetic is not the kernel's to the bit.
-        new = new.masked_fill(new.abs() <= kept.abs() * (torch.finfo(h.dtype).eps / 2), 0)
-    phi = new / fresh.masked_fill(fresh == 0, 1)
-    return fresh * reference.DERIVATIVES[nonlinearity](phi), leak
+
+def factor(u: Tensor | None, h: Tensor, h0: Tensor | None, m: Transition, leak: Tensor, nonlinearity: str) -> Tensor:
+    """``d_t = (1 - z_t) * phi'(a_t)``. ``u`` only if the sums are needed; they are a GEMM, as ``a_t`` of (13)."""
+    lengths = m.layout.lengths
+    if not needs_sums(leak):
+        # A state that did not stay is phi(a_t).
+        return reference.DERIVATIVES[nonlinearity](h).masked_fill(without_padding(leak, lengths), 0)
+    phi = reference.ACTIVATIONS[nonlinearity](sums(without_padding(u, lengths), h, h0, "state", m))
+    return (1 - without_padding(leak, lengths)) * reference.DERIVATIVES[nonlinearity](phi)
 
 
 def backward(

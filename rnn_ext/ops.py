@@ -16,9 +16,9 @@ from torch import Tensor
 from rnn_ext import dispatch, leaky, reference
 from rnn_ext.batching import Fold
 from rnn_ext.dispatch import has_kernel, plain_reverse_mode, recorded
-from rnn_ext.layout import Layout, last, previous, without_padding
+from rnn_ext.layout import Layout, last, without_padding
 from rnn_ext.leaky import leaky_linear_recurrence
-from rnn_ext.transition import Transition
+from rnn_ext.transition import Transition, sums
 
 __all__ = [
     "has_kernel",
@@ -59,8 +59,9 @@ def recurrence(
             and t of a sequence, in either direction. Its first step's row says nothing: h0 is what it is.
         mask: ``(G, B, H)``, of the states that W multiplies: ``W (mask * h_{t-1})`` stands in place of
             ``W h_{t-1}``. A constant, without a gradient. None for ones.
-        leak: like ``u``, from 0 to 1: z of ``h_t = z_t * h_{t-1} + (1 - z_t) * phi(u_t + W h_{t-1})``, what part of a
-            unit's state stays, the mask or not. A constant, without a gradient. None for zeros.
+        leak: like ``u``, from 0 to 1, or bool: z of ``h_t = z_t * h_{t-1} + (1 - z_t) * phi(u_t + W h_{t-1})``, what
+            part of a unit's state stays, the mask or not. A constant, without a gradient. None for zeros. If bool,
+            backward needs nothing but the states; else it keeps u, and computes the sums again.
         nonlinearity: phi, "tanh" or "relu".
         direction: for each group 1 (forward in time) or -1 (reversed; a ragged row begins at its own end).
 
@@ -132,13 +133,6 @@ def _(v, seed, w, factor, batch_sizes, lengths, reset, mask, derivative, seed_ki
     )
 
 
-def _sum(v: Tensor | None, y: Tensor, seed: Tensor | None, seed_kind: str, m: Transition) -> Tensor:
-    """``a_t = v_t + M y_{t-1}`` for all t, as one GEMM."""
-    first = m.of_states(seed) if seed is not None and seed_kind == "state" else seed
-    a = previous(m.of(y), first, m.layout)
-    return a if v is None else a + v
-
-
 def recurrence_backward(
     g: Tensor | None,
     g_n: Tensor | None,
@@ -154,16 +148,19 @@ def recurrence_backward(
     direction: tuple[int, ...],
     need_h0: bool,
     need_w: bool,
+    u: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """BPTT: ``s_t = phi'(h_t) * (g_t + Wᵀ s_{t+1})``, where ``g_n`` joins at each sequence's last step.
+
+    ``u`` is needed with a leak that is not bool.
 
     Returns:
         ``(s, h̄_0, W̄)``: s is also the gradient of u; the others only if needed.
     """
     if leak is not None:
-        layout = Layout(batch_sizes, lengths, reset, direction)
-        d, leak = leaky.factor_of_states(h, h0, leak, nonlinearity, layout)
-        return leaky.backward(g, g_n, h, h0, Transition(w, mask, False, layout), d, leak, need_h0, need_w)
+        m = Transition(w, mask, False, Layout(batch_sizes, lengths, reset, direction))
+        d = leaky.factor(u, h, h0, m, leak, nonlinearity)
+        return leaky.backward(g, g_n, h, h0, m, d, leak, need_h0, need_w)
     backwards = tuple(-d for d in direction)
     s, s_first = linear_recurrence(
         g, g_n, w, h, batch_sizes, lengths, reset, mask, nonlinearity, "product", True, backwards
@@ -183,9 +180,9 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        _, h0, w, batch_sizes, lengths, reset, mask, leak, ctx.nonlinearity, ctx.direction = inputs
+        u, h0, w, batch_sizes, lengths, reset, mask, leak, ctx.nonlinearity, ctx.direction = inputs
         ctx.set_materialize_grads(False)
-        saved = (output[0], h0, w, batch_sizes, lengths, reset, mask, leak)
+        saved = (output[0], h0, w, batch_sizes, lengths, reset, mask, leak, u if leaky.needs_sums(leak) else None)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
@@ -194,10 +191,10 @@ class Recurrence(torch.autograd.Function):
         if g is None and g_n is None:
             return (None,) * 10
         _, need_h0, need_w = ctx.needs_input_grad[:3]
-        h, h0, w, batch_sizes, lengths, reset, mask, leak = ctx.saved_tensors
+        h, h0, w, batch_sizes, lengths, reset, mask, leak, u = ctx.saved_tensors
         s, h0_bar, w_bar = recurrence_backward(
             *(g, g_n, h, h0, w, batch_sizes, lengths, reset, mask, leak),
-            *(ctx.nonlinearity, ctx.direction, need_h0, need_w),
+            *(ctx.nonlinearity, ctx.direction, need_h0, need_w, u),
         )
         return s, h0_bar, w_bar, *(None,) * 7
 
@@ -213,13 +210,13 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, u_dot, h0_dot, w_dot, *_):  # type: ignore[no-untyped-def]
         # ḣ_t = phi'(h_t) * (u̇_t + Ẇ h_{t-1} + W ḣ_{t-1})
-        h, h0, w, batch_sizes, lengths, reset, mask, leak = ctx.saved_tensors
+        h, h0, w, batch_sizes, lengths, reset, mask, leak, u = ctx.saved_tensors
         rows = (batch_sizes, lengths, reset)
         layout = Layout(*rows, ctx.direction)
-        v = u_dot if w_dot is None else _sum(u_dot, h, h0, "state", Transition(w_dot, mask, False, layout))
+        v = u_dot if w_dot is None else sums(u_dot, h, h0, "state", Transition(w_dot, mask, False, layout))
         if leak is not None:
             # ḣ_t = z_t * ḣ_{t-1} + d_t * (the same sum)
-            d, leak = leaky.factor_of_states(h, h0, leak, ctx.nonlinearity, layout)
+            d = leaky.factor(u, h, h0, Transition(w, mask, False, layout), leak, ctx.nonlinearity)
             v = None if v is None else d * without_padding(v, lengths)
             return leaky_linear_recurrence(v, h0_dot, w, d, leak, *rows, mask, "state", False, ctx.direction)
         return linear_recurrence(v, h0_dot, w, h, *rows, mask, ctx.nonlinearity, "state", False, ctx.direction)
@@ -264,8 +261,8 @@ class LinearRecurrence(torch.autograd.Function):
         if need_factor and ctx.derivative != "relu":
             # d̄_t = (ȳ_t + Mᵀ ā_{t+1}) * a_t, both factors GEMMs; no division by a d that may be zero.
             y_bar, v, factor = (without_padding(t, m.layout.lengths) for t in (y_bar, v, factor))
-            q = _sum(y_bar, a_bar, y_n_bar, "product", back)
-            d_bar = q * _sum(v, y, seed, ctx.seed_kind, m)
+            q = sums(y_bar, a_bar, y_n_bar, "product", back)
+            d_bar = q * sums(v, y, seed, ctx.seed_kind, m)
             factor_bar = d_bar if ctx.derivative == "given" else -2 * factor * d_bar
         return a_bar if need_v else None, seed_bar, w_bar, factor_bar, *(None,) * 8
 
@@ -293,13 +290,13 @@ class LinearRecurrence(torch.autograd.Function):
         m = Transition(w, mask, ctx.transpose, layout)
         state = seed if ctx.seed_kind == "state" else None
         if w_dot is not None:
-            v_dot = _sum(v_dot, y, state, "state", m._replace(w=w_dot))
+            v_dot = sums(v_dot, y, state, "state", m._replace(w=w_dot))
         e = None
         if factor_dot is not None and ctx.derivative != "relu":
             f, f_dot = (without_padding(t, layout.lengths) for t in (factor, factor_dot))
-            a = _sum(without_padding(v, layout.lengths), y, seed, ctx.seed_kind, m)
+            a = sums(without_padding(v, layout.lengths), y, seed, ctx.seed_kind, m)
             e = a * (f_dot if ctx.derivative == "given" else -2 * f * f_dot)
-            v_dot = _sum(v_dot, e, None, "state", m)
+            v_dot = sums(v_dot, e, None, "state", m)
         z, z_n = linear_recurrence(
             *(v_dot, seed_dot, w, factor, *rows, mask),
             *(ctx.derivative, ctx.seed_kind, ctx.transpose, ctx.direction),

@@ -152,6 +152,7 @@ def recurrence(
 ) -> tuple[Tensor, Tensor]:
     """``h_t = z_t * h_{t-1} + (1 - z_t) * phi(u_t + W h_{t-1})``; see ``rnn_ext.ops.recurrence``."""
     activation = ACTIVATIONS[nonlinearity]
+    leak = None if leak is None else leak.to(u.dtype)
 
     def cell(rows: Rows, product: Tensor, h: Tensor) -> Tensor:
         u_t, z_t = rows
@@ -205,6 +206,8 @@ def leaky_linear_recurrence(
     if seed is None:
         # Nothing arrives at a first step, whatever stands in the rows before it.
         seed, seed_kind = factor.new_zeros(_states_of(factor, w, batch_sizes, direction)), "product"
+
+    leak = leak.to(factor.dtype)
 
     def arrive(now: Rows, before: Rows, y: Tensor, m: Callable[[Tensor], Tensor]) -> Tensor:
         _, d, z = before if transpose else now

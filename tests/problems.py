@@ -74,12 +74,13 @@ def make(
     strided: bool = False,
     resets: bool = False,
     masked: bool = False,
-    leaks: bool = False,
+    leaks: str | None = None,
 ) -> Problem:
     """A float64 problem of the given shape; layout is "dense", "lengths" or "packed".
 
-    A linear one that leaks is of ``leaky_linear_recurrence``, whatever ``nonlinearity`` says; where it would start from
-    a state, but is transposed, it starts from a product.
+    What leaks is "part" of a state, which may be nothing or all, or the "whole" of some. A linear problem that leaks is
+    of ``leaky_linear_recurrence``, whatever ``nonlinearity`` says; where it would start from a state, but is
+    transposed, it starts from a product.
     """
     g = torch.Generator().manual_seed(random_seed)
     groups = len(direction)
@@ -115,11 +116,13 @@ def make(
     if masked:
         common["mask"] = 2.0 * torch.randint(2, (groups, batch, hidden), generator=g).double()
     leak = None
-    if leaks:
-        # Nothing, all and anything between.
+    if leaks == "whole":
+        leak = torch.rand(rows, generator=g) < 0.5
+    elif leaks:
         leak = torch.where(torch.rand(rows, generator=g) < 0.5, torch.rand(rows, generator=g), 2.0).double()
         leak = torch.where(leak == 2, torch.randint(2, rows, generator=g).double(), leak)
-        leak = _strided(leak) if strided else leak
+    if leak is not None and strided:
+        leak = _strided(leak)
     if not linear:
         args = {"u": first, "h0": seed, "w": w, "nonlinearity": nonlinearity, "leak": leak}
         return Problem("recurrence", {**args, **common})
@@ -162,5 +165,5 @@ def problems(
         strided=draw(st.booleans()),
         resets=draw(st.booleans()),
         masked=draw(st.booleans()),
-        leaks=draw(st.booleans()),
+        leaks=draw(st.sampled_from([None, "part", "whole"])),
     )

@@ -16,14 +16,14 @@ from rnn_ext import dispatch, ops, reference
 LAYOUTS = ("dense", "lengths", "packed")
 
 
-@pytest.mark.parametrize("leaks", [False, True])
+@pytest.mark.parametrize("leaks", [None, "part", "whole"])
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("seeded", [True, False])
-def test_opcheck(linear: bool, layout: str, seeded: bool, leaks: bool) -> None:
+def test_opcheck(linear: bool, layout: str, seeded: bool, leaks: str | None) -> None:
     seed_kind = "state" if seeded else None
-    changes = {"resets": seeded, "masked": seeded, "leaks": leaks}
-    problem = make(4, 3, 5, (1, -1), layout, linear=linear, seed_kind=seed_kind, **changes)
+    changes = {"resets": seeded, "masked": seeded}
+    problem = make(4, 3, 5, (1, -1), layout, linear=linear, seed_kind=seed_kind, leaks=leaks, **changes)
     args = {k: v.requires_grad_() if k in problem.tensors else v for k, v in problem.args.items()}
     op = getattr(torch.ops.rnn_ext, problem.op)
     order = [a.name for a in op.default._schema.arguments]
@@ -44,7 +44,7 @@ DENSE = make(4, 3, 5, (1,), "dense", seed_kind="state")
 PACKED = make(4, 3, 5, (1,), "packed")
 RAGGED = make(4, 3, 5, (1,), "lengths")
 LINEAR = make(4, 3, 5, (1,), "dense", linear=True, seed_kind="state")
-LEAKY = make(4, 3, 5, (1,), "dense", linear=True, seed_kind="state", leaks=True)
+LEAKY = make(4, 3, 5, (1,), "dense", linear=True, seed_kind="state", leaks="part")
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_forget_warnings")
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("leaks", [False, True])
-def test_other_dtypes_run_the_reference(layout: str, leaks: bool) -> None:
+@pytest.mark.parametrize("leaks", [None, "part", "whole"])
+def test_other_dtypes_run_the_reference(layout: str, leaks: str | None) -> None:
     dtype = torch.complex64
     problem = make(4, 3, 5, (1, -1), layout, seed_kind="state", leaks=leaks).cast(dtype)
     with pytest.warns(UserWarning, match=f"no kernel for {dtype} on cpu.*use a dtype that has one"):

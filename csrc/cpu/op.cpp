@@ -249,6 +249,9 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& outpu
 }
 
 std::tuple<Tensor, Tensor> call(Call c) {
+  // All or nothing leaks: the kernel multiplies by it as by any other part.
+  if (c.leak && c.leak->scalar_type() == ScalarType::Bool)
+    c.leak = torch::stable::to(*c.leak, c.weight.scalar_type());
   const Shape shape = check_call(c);
   for (auto* t : {&c.input, &c.seed, &c.factor, &c.mask, &c.leak})
     if (*t) *t = with_unit_stride(**t);
