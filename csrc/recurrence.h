@@ -103,9 +103,10 @@ struct Problem {
   bool transpose = false;              // multiply with W transposed
   const int64_t* direction = nullptr;  // [G], +1 forward in time, -1 reversed
   Weight<T> weight;
-  Sequence<const T> input;   // u or v
-  Sequence<const T> factor;  // f, for the epilogues that use one
-  Sequence<const T> leak;    // z; null: none leaks
+  Sequence<const T> input;    // u or v
+  Sequence<const T> factor;   // f, for the epilogues that use one
+  Sequence<const T> leak;     // z; or
+  Sequence<const bool> kept;  // the same where it is 0 or 1; both null: none leaks
   States<const T> seed;
   States<const T> mask;
   Sequence<T> output;  // every state; zeros where a padded row has ended
@@ -114,7 +115,7 @@ struct Problem {
   // M = W diag(mask) masks what it multiplies, its transpose diag(mask) Wᵀ the products.
   bool masks_states() const { return mask.data && !transpose; }
   bool masks_sums() const { return mask.data && transpose; }
-  bool leaks() const { return leak.data != nullptr; }
+  bool leaks() const { return leak.data || kept.data; }
 };
 
 }  // namespace rnn_ext

@@ -46,10 +46,10 @@ void finish_row(const Compute<S>* sums, const S* input, const S* factor, State* 
 }
 
 // The same where states leak (recurrence.h): `leaking` is the unmasked state before, null for zeros, and `leak` what
-// part of it stays, null for all. A transposed (A) takes the leak of the step before, and its factor scales only what
-// the next step multiplies.
-template <Epilogue E, class S, class State>
-void finish_leaky_row(const Compute<S>* sums, const S* input, const S* factor, const S* leak, const S* leaking,
+// part of it stays, an S or bool, null for all. A transposed (A) takes the leak of the step before, and its factor
+// scales only what the next step multiplies.
+template <Epilogue E, class S, class Z, class State>
+void finish_leaky_row(const Compute<S>* sums, const S* input, const S* factor, const Z* leak, const S* leaking,
                       bool transpose, State* state, S* output, int64_t columns) {
   using T = Compute<S>;
   constexpr int L = kLanes<T>;
@@ -58,7 +58,13 @@ void finish_leaky_row(const Compute<S>* sums, const S* input, const S* factor, c
     const int rest = static_cast<int>(columns - c);
     const bool whole = rest >= L;
     auto read = [&](const S* p) { return whole ? load(p + c) : load_first(p + c, rest); };
-    const Vec<T> z = leak ? read(leak) : one, kept = leaking ? z * read(leaking) : zero, a = load(sums + c);
+    auto read_leak = [&] {
+      if constexpr (std::is_same_v<Z, bool>)
+        return whole ? load_bools<T>(leak + c) : load_first_bools<T>(leak + c, rest);
+      else
+        return read(leak);
+    };
+    const Vec<T> z = leak ? read_leak() : one, kept = leaking ? z * read(leaking) : zero, a = load(sums + c);
     const Vec<T> in = input ? read(input) : zero;
     const Vec<T> f = uses_factor(E) ? read(factor) : one;
     Vec<T> y;

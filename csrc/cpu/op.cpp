@@ -171,7 +171,8 @@ Shape check_call(const Call& c) {
     check_shape(*c.reset, {shape.time, shape.batch}, "reset");
   }
   for (const auto* t : {&c.input, &c.seed, &c.factor, &c.mask, &c.leak})
-    STD_TORCH_CHECK(!*t || ((*t)->is_cpu() && (*t)->scalar_type() == c.weight.scalar_type()),
+    STD_TORCH_CHECK(!*t || ((*t)->is_cpu() && ((*t)->scalar_type() == c.weight.scalar_type() ||
+                                               (t == &c.leak && (*t)->scalar_type() == ScalarType::Bool))),
                     "all of the tensors must be on the CPU and of w's dtype");
   return shape;
 }
@@ -210,7 +211,10 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& outpu
   problem.weight = {static_cast<const T*>(c.weight.const_data_ptr()), c.weight.stride(0), c.weight.stride(1)};
   if (c.input) problem.input = sequence_of<const T>(*c.input);
   if (c.factor) problem.factor = sequence_of<const T>(*c.factor);
-  if (c.leak) problem.leak = sequence_of<const T>(*c.leak);
+  if (c.leak && c.leak->scalar_type() == ScalarType::Bool)
+    problem.kept = sequence_of<const bool>(*c.leak);
+  else if (c.leak)
+    problem.leak = sequence_of<const T>(*c.leak);
   if (c.seed) problem.seed = {static_cast<const T*>(c.seed->const_data_ptr()), c.seed->stride(0), c.seed->stride(1)};
   if (c.mask) problem.mask = {static_cast<const T*>(c.mask->const_data_ptr()), c.mask->stride(0), c.mask->stride(1)};
   problem.output = sequence_of<T>(output);
@@ -249,9 +253,6 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, Tensor& outpu
 }
 
 std::tuple<Tensor, Tensor> call(Call c) {
-  // All or nothing leaks: the kernel multiplies by it as by any other part.
-  if (c.leak && c.leak->scalar_type() == ScalarType::Bool)
-    c.leak = torch::stable::to(*c.leak, c.weight.scalar_type());
   const Shape shape = check_call(c);
   for (auto* t : {&c.input, &c.seed, &c.factor, &c.mask, &c.leak})
     if (*t) *t = with_unit_stride(**t);

@@ -68,6 +68,7 @@ struct Case {
   int64_t row_count = 0;  // rows of a sequence tensor
   std::vector<T> weight, input, factor, seed, mask, leak;
   std::unique_ptr<bool[]> resets;  // [T][B], or none
+  std::unique_ptr<bool[]> kept;    // the leak, where that is 0 or 1
 
   Case(const Shape& s, unsigned random_seed) : shape(s) {
     std::mt19937 random(random_seed);
@@ -115,6 +116,11 @@ struct Case {
       if (transpose && seed_kind == Seed::state) seed_kind = Seed::product;
       fill(leak, row_count * s.groups * s.hidden, 1);
       for (T& z : leak) z = Format<T>::nearest(std::clamp(Format<T>::value(z), 0.0, 1.0));
+      if (pick(2)) kept.reset(new bool[leak.size()]);
+      for (size_t i = 0; kept && i < leak.size(); ++i) {
+        kept[i] = Format<T>::value(leak[i]) > 0;
+        leak[i] = Format<T>::nearest(kept[i]);
+      }
     }
     if (kind != Kind::packed && pick(2)) {
       resets.reset(new bool[s.time * s.batch]);
@@ -150,7 +156,10 @@ Result<T> run(const Case<T>& c, const Isa& isa, int threads) {
   p.weight = {c.weight.data(), s.hidden, 1};
   if (!c.no_input) p.input = {c.input.data(), s.batch * c.columns(), c.columns()};
   p.factor = {c.factor.data(), s.batch * c.columns(), c.columns()};
-  if (!c.leak.empty()) p.leak = {c.leak.data(), s.batch * c.columns(), c.columns()};
+  if (c.kept)
+    p.kept = {c.kept.get(), s.batch * c.columns(), c.columns()};
+  else if (!c.leak.empty())
+    p.leak = {c.leak.data(), s.batch * c.columns(), c.columns()};
   p.seed = {c.seed.data(), s.batch * s.hidden, s.hidden};
   if (!c.mask.empty()) p.mask = {c.mask.data(), s.batch * s.hidden, s.hidden};
   p.output = {r.output.data(), s.batch * c.columns(), c.columns()};
