@@ -30,11 +30,11 @@ def calls(batch: int, hidden: int) -> dict[str, Callable[[], object]]:
     w = torch.randn(hidden, hidden) / hidden**0.5
     recurrence = torch.ops.rnn_ext.recurrence.default
     linear = torch.ops.rnn_ext.linear_recurrence.default
-    h = recurrence(u, None, w, None, None, None, None, "tanh", [1])[0]
+    h = recurrence(u, None, w, None, None, None, None, None, "tanh", [1])[0]
 
     @torch.inference_mode()
     def forward() -> object:
-        return recurrence(u, None, w, None, None, None, None, "tanh", [1])
+        return recurrence(u, None, w, None, None, None, None, None, "tanh", [1])
 
     @torch.inference_mode()
     def backward() -> object:

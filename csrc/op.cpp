@@ -102,11 +102,10 @@ Shape check_call(const Call& c) {
   shape.batch = !c.batch_sizes ? rows.size(1) : shape.time == 0 ? 0 : int64_values(*c.batch_sizes, "batch_sizes")[0];
   const int64_t columns = groups * shape.hidden;
   STD_TORCH_CHECK(rows.size(dims - 1) == columns, name, " must have G*H = ", columns, " columns, got ", text(rows));
-  if (c.factor && c.input) {
-    Sizes expected;
-    for (int64_t i = 0; i < dims; ++i) expected.push_back(rows.size(i));
-    check_shape(*c.input, expected, "v");
-  }
+  Sizes expected;
+  for (int64_t i = 0; i < dims; ++i) expected.push_back(rows.size(i));
+  if (c.factor && c.input) check_shape(*c.input, expected, "v");
+  if (c.leak) check_shape(*c.leak, expected, "leak");
   if (c.seed) check_shape(*c.seed, {groups, shape.batch, shape.hidden}, c.factor ? "seed" : "h0");
   if (c.mask) check_shape(*c.mask, {groups, shape.batch, shape.hidden}, "mask");
   if (c.reset) {
@@ -115,8 +114,9 @@ Shape check_call(const Call& c) {
                     "reset must be a bool tensor on w's device");
     check_shape(*c.reset, {shape.time, shape.batch}, "reset");
   }
-  for (const auto* t : {&c.input, &c.seed, &c.factor, &c.mask})
-    STD_TORCH_CHECK(!*t || (place_of(**t) == place && (*t)->scalar_type() == c.weight.scalar_type()),
+  for (const auto* t : {&c.input, &c.seed, &c.factor, &c.mask, &c.leak})
+    STD_TORCH_CHECK(!*t || (place_of(**t) == place && ((*t)->scalar_type() == c.weight.scalar_type() ||
+                                                       (t == &c.leak && (*t)->scalar_type() == ScalarType::Bool))),
                     "all of the tensors must be on w's device and of its dtype");
   return shape;
 }
@@ -147,9 +147,15 @@ Tensor empty(const Tensor& like, const Sizes& sizes) {
 
 namespace {
 
-std::tuple<Tensor, Tensor> call(const Runs& runs, Call c) {
+Seed kind_of(const std::optional<Tensor>& seed, const std::string& seed_kind) {
+  STD_TORCH_CHECK(seed_kind == "state" || seed_kind == "product", "seed_kind must be 'state' or 'product', got '",
+                  seed_kind, "'");
+  return !seed ? Seed::none : seed_kind == "state" ? Seed::state : Seed::product;
+}
+
+Results call(const Runs& runs, Call c) {
   const Shape shape = check_call(c);
-  for (auto* t : {&c.input, &c.seed, &c.factor, &c.mask})
+  for (auto* t : {&c.input, &c.seed, &c.factor, &c.mask, &c.leak})
     if (*t) *t = with_unit_stride(**t);
   if (c.weight.stride(0) != 1) c.weight = with_unit_stride(c.weight);
   const Tensor& like = c.factor ? *c.factor : *c.input;
@@ -180,34 +186,44 @@ std::tuple<Tensor, Tensor> call(const Runs& runs, Call c) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> recurrence(const Runs& runs, Tensor u, std::optional<Tensor> h0, Tensor w,
-                                      std::optional<Tensor> batch_sizes, std::optional<Tensor> lengths,
-                                      std::optional<Tensor> reset, std::optional<Tensor> mask, std::string nonlinearity,
-                                      Sizes direction) {
+Results recurrence(const Runs& runs, Tensor u, std::optional<Tensor> h0, Tensor w, std::optional<Tensor> batch_sizes,
+                   std::optional<Tensor> lengths, std::optional<Tensor> reset, std::optional<Tensor> mask,
+                   std::optional<Tensor> leak, std::string nonlinearity, Sizes direction) {
   STD_TORCH_CHECK(nonlinearity == "tanh" || nonlinearity == "relu", "nonlinearity must be 'tanh' or 'relu', got '",
                   nonlinearity, "'");
   const Seed kind = h0 ? Seed::state : Seed::none;
   return call(runs, {std::move(u), std::move(h0), std::move(w), std::nullopt, std::move(batch_sizes),
-                     std::move(lengths), std::move(reset), std::move(mask),
+                     std::move(lengths), std::move(reset), std::move(mask), std::move(leak),
                      nonlinearity == "tanh" ? Epilogue::tanh : Epilogue::relu, kind, false, direction});
 }
 
-std::tuple<Tensor, Tensor> linear_recurrence(const Runs& runs, std::optional<Tensor> v, std::optional<Tensor> seed,
-                                             Tensor w, Tensor factor, std::optional<Tensor> batch_sizes,
-                                             std::optional<Tensor> lengths, std::optional<Tensor> reset,
-                                             std::optional<Tensor> mask, std::string derivative, std::string seed_kind,
-                                             bool transpose, Sizes direction) {
+Results linear_recurrence(const Runs& runs, std::optional<Tensor> v, std::optional<Tensor> seed, Tensor w,
+                          Tensor factor, std::optional<Tensor> batch_sizes, std::optional<Tensor> lengths,
+                          std::optional<Tensor> reset, std::optional<Tensor> mask, std::string derivative,
+                          std::string seed_kind, bool transpose, Sizes direction) {
   const bool given = derivative == "given", tanh = derivative == "tanh";
   STD_TORCH_CHECK(given || tanh || derivative == "relu", "derivative must be 'tanh', 'relu' or 'given', got '",
                   derivative, "'");
-  STD_TORCH_CHECK(seed_kind == "state" || seed_kind == "product", "seed_kind must be 'state' or 'product', got '",
-                  seed_kind, "'");
+  const Seed kind = kind_of(seed, seed_kind);
   const Epilogue epilogue = given  ? Epilogue::given_derivative
                             : tanh ? Epilogue::tanh_derivative
                                    : Epilogue::relu_derivative;
-  const Seed kind = !seed ? Seed::none : seed_kind == "state" ? Seed::state : Seed::product;
+  return call(
+      runs, {std::move(v), std::move(seed), std::move(w), std::move(factor), std::move(batch_sizes), std::move(lengths),
+             std::move(reset), std::move(mask), std::nullopt, epilogue, kind, transpose, direction});
+}
+
+Results leaky_linear_recurrence(const Runs& runs, std::optional<Tensor> v, std::optional<Tensor> seed, Tensor w,
+                                Tensor factor, Tensor leak, std::optional<Tensor> batch_sizes,
+                                std::optional<Tensor> lengths, std::optional<Tensor> reset, std::optional<Tensor> mask,
+                                std::string seed_kind, bool transpose, Sizes direction) {
+  const Seed kind = kind_of(seed, seed_kind);
+  STD_TORCH_CHECK(kind != Seed::state || !transpose,
+                  "a transposed leaky_linear_recurrence starts from a product: before its first step there is neither "
+                  "factor nor leak that would say what of a state arrives");
   return call(runs, {std::move(v), std::move(seed), std::move(w), std::move(factor), std::move(batch_sizes),
-                     std::move(lengths), std::move(reset), std::move(mask), epilogue, kind, transpose, direction});
+                     std::move(lengths), std::move(reset), std::move(mask), std::move(leak), Epilogue::given_derivative,
+                     kind, transpose, direction});
 }
 
 }  // namespace rnn_ext

@@ -30,14 +30,14 @@ struct OwnedRows {
   }
 };
 
-// The arguments of both ops: recurrence is a call whose factor is absent.
+// The arguments of all ops: recurrence is a call whose factor is absent.
 struct Call {
   std::optional<Tensor> input;
   std::optional<Tensor> seed;
   Tensor weight;
   std::optional<Tensor> factor;
   std::optional<Tensor> batch_sizes, lengths, reset;
-  std::optional<Tensor> mask;
+  std::optional<Tensor> mask, leak;
   Epilogue epilogue;
   Seed seed_kind;
   bool transpose;
@@ -71,6 +71,10 @@ Problem<T> problem_of(const Call& c, const Shape& shape, const Tensor& output, c
   problem.weight = {static_cast<const T*>(c.weight.const_data_ptr()), c.weight.stride(0), c.weight.stride(1)};
   if (c.input) problem.input = sequence_of<const T>(*c.input);
   if (c.factor) problem.factor = sequence_of<const T>(*c.factor);
+  if (c.leak && c.leak->scalar_type() == torch::headeronly::ScalarType::Bool)
+    problem.kept = sequence_of<const bool>(*c.leak);
+  else if (c.leak)
+    problem.leak = sequence_of<const T>(*c.leak);
   if (c.seed) problem.seed = states_of<const T>(*c.seed);
   if (c.mask) problem.mask = states_of<const T>(*c.mask);
   problem.output = sequence_of<T>(output);
@@ -90,34 +94,25 @@ struct Runs {
 };
 
 // The ops of ops.cpp on a device.
-std::tuple<Tensor, Tensor> recurrence(const Runs& runs, Tensor u, std::optional<Tensor> h0, Tensor w,
-                                      std::optional<Tensor> batch_sizes, std::optional<Tensor> lengths,
-                                      std::optional<Tensor> reset, std::optional<Tensor> mask, std::string nonlinearity,
-                                      Sizes direction);
-std::tuple<Tensor, Tensor> linear_recurrence(const Runs& runs, std::optional<Tensor> v, std::optional<Tensor> seed,
-                                             Tensor w, Tensor factor, std::optional<Tensor> batch_sizes,
-                                             std::optional<Tensor> lengths, std::optional<Tensor> reset,
-                                             std::optional<Tensor> mask, std::string derivative, std::string seed_kind,
-                                             bool transpose, Sizes direction);
+using Results = std::tuple<Tensor, Tensor>;
+Results recurrence(const Runs& runs, Tensor u, std::optional<Tensor> h0, Tensor w, std::optional<Tensor> batch_sizes,
+                   std::optional<Tensor> lengths, std::optional<Tensor> reset, std::optional<Tensor> mask,
+                   std::optional<Tensor> leak, std::string nonlinearity, Sizes direction);
+Results linear_recurrence(const Runs& runs, std::optional<Tensor> v, std::optional<Tensor> seed, Tensor w,
+                          Tensor factor, std::optional<Tensor> batch_sizes, std::optional<Tensor> lengths,
+                          std::optional<Tensor> reset, std::optional<Tensor> mask, std::string derivative,
+                          std::string seed_kind, bool transpose, Sizes direction);
+Results leaky_linear_recurrence(const Runs& runs, std::optional<Tensor> v, std::optional<Tensor> seed, Tensor w,
+                                Tensor factor, Tensor leak, std::optional<Tensor> batch_sizes,
+                                std::optional<Tensor> lengths, std::optional<Tensor> reset, std::optional<Tensor> mask,
+                                std::string seed_kind, bool transpose, Sizes direction);
 
-// As functions of the arguments alone, to be registered.
-template <const Runs& runs>
-std::tuple<Tensor, Tensor> recurrence_on(Tensor u, std::optional<Tensor> h0, Tensor w,
-                                         std::optional<Tensor> batch_sizes, std::optional<Tensor> lengths,
-                                         std::optional<Tensor> reset, std::optional<Tensor> mask,
-                                         std::string nonlinearity, Sizes direction) {
-  return recurrence(runs, std::move(u), std::move(h0), std::move(w), std::move(batch_sizes), std::move(lengths),
-                    std::move(reset), std::move(mask), std::move(nonlinearity), std::move(direction));
-}
-template <const Runs& runs>
-std::tuple<Tensor, Tensor> linear_recurrence_on(std::optional<Tensor> v, std::optional<Tensor> seed, Tensor w,
-                                                Tensor factor, std::optional<Tensor> batch_sizes,
-                                                std::optional<Tensor> lengths, std::optional<Tensor> reset,
-                                                std::optional<Tensor> mask, std::string derivative,
-                                                std::string seed_kind, bool transpose, Sizes direction) {
-  return linear_recurrence(runs, std::move(v), std::move(seed), std::move(w), std::move(factor), std::move(batch_sizes),
-                           std::move(lengths), std::move(reset), std::move(mask), std::move(derivative),
-                           std::move(seed_kind), transpose, std::move(direction));
-}
+// `op` as a function of the schema's arguments alone, to be registered for the device that `runs` is of.
+template <const Runs& runs, auto op>
+struct On;
+template <const Runs& runs, class... Arguments, Results (*op)(const Runs&, Arguments...)>
+struct On<runs, op> {
+  static Results call(Arguments... arguments) { return op(runs, std::move(arguments)...); }
+};
 
 }  // namespace rnn_ext

@@ -1,12 +1,15 @@
 // The problem, as the kernels see it: plain sizes, strides and pointers, no PyTorch.
 //
-// Both primitives of the package are one loop over time (docs/mathematics.md, (R) and (L)):
+// The primitives of the package are one loop over time (docs/mathematics.md, (R), (L) and (A)):
 //
-//   recurrence          h_t = phi(u_t + W h_{t-1})                 Epilogue::tanh, ::relu
-//   linear_recurrence   y_t = d_t * (v_t + M y_{t-1})              Epilogue::*_derivative
+//   recurrence               h_t = phi(u_t + W h_{t-1})                          Epilogue::tanh, ::relu
+//      with a leak z         h_t = z_t * h_{t-1} + (1 - z_t) * phi(u_t + W h_{t-1})
+//   linear_recurrence        y_t = d_t * (v_t + M y_{t-1})                       Epilogue::*_derivative
+//   leaky_linear_recurrence  y_t = v_t + z_t * y_{t-1} + d_t * (M y_{t-1})       Epilogue::given_derivative and a leak
+//      transposed            y_t = v_t + z_{t-1} * y_{t-1} + Mᵀ (d_{t-1} * y_{t-1})
 //
 // with M = W diag(mask), or the transpose of that; without a mask M = W. They differ only in what happens to a finished
-// sum, so they are one Problem with an Epilogue. In what follows `y` is the state of either.
+// sum, so they are one Problem with an Epilogue. In what follows `y` is the state of any.
 #pragma once
 
 #include <cstdint>
@@ -31,9 +34,11 @@ enum class Epilogue : int {
 };
 
 constexpr bool uses_factor(Epilogue e) { return e >= Epilogue::tanh_derivative; }
+constexpr bool may_leak(Epilogue e) { return !uses_factor(e) || e == Epilogue::given_derivative; }
 
-// What a sequence starts from: zeros, a state y_0 (which M multiplies), or a ready product that
-// stands in for M y_0. The last is how a gradient that arrives at h_n enters the adjoint.
+// What a sequence starts from: zeros, a state y_0 (which M multiplies, and which leaks), or a ready product that
+// stands in for M y_0, and with a leak for all that arrives from y_0. The last is how a gradient that arrives at h_n
+// enters the adjoint.
 enum class Seed : int { none, state, product };
 
 struct Shape {
@@ -100,8 +105,10 @@ struct Problem {
   bool transpose = false;              // multiply with W transposed
   const int64_t* direction = nullptr;  // [G], +1 forward in time, -1 reversed
   Weight<T> weight;
-  Sequence<const T> input;   // u or v
-  Sequence<const T> factor;  // f, for the epilogues that use one
+  Sequence<const T> input;    // u or v
+  Sequence<const T> factor;   // f, for the epilogues that use one
+  Sequence<const T> leak;     // z; or
+  Sequence<const bool> kept;  // the same where it is 0 or 1; both null: none leaks
   States<const T> seed;
   States<const T> mask;
   Sequence<T> output;  // every state; zeros where a padded row has ended
@@ -110,6 +117,7 @@ struct Problem {
   // M = W diag(mask) masks what it multiplies, its transpose diag(mask) Wᵀ the products.
   constexpr bool masks_states() const { return mask.data && !transpose; }
   constexpr bool masks_sums() const { return mask.data && transpose; }
+  constexpr bool leaks() const { return leak.data || kept.data; }
 };
 
 }  // namespace rnn_ext

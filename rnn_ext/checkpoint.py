@@ -56,6 +56,9 @@ def checkpointed(
         dropout: probability with which an output of a layer but the last is zeroed. Where layers go through time
             together, ``run`` does that, and the masks are drawn chunk by chunk.
 
+    What ``run`` draws, zoneout too, is drawn in backward again from the same state of the generator: the gradients are
+    those of the loss. It is drawn chunk by chunk, since to keep it would take as much memory as the states.
+
     Returns:
         ``(output, h_n)`` of the whole.
     """

@@ -53,12 +53,17 @@ def to_torch(model: M) -> M:
         ``model``.
 
     Raises:
-        ValueError: a module uses what torch.nn's has no place for, recurrent dropout; nothing is converted then.
+        ValueError: a module uses what torch.nn's has no place for, recurrent dropout or zoneout; nothing is
+            converted then.
     """
     for name, module in model.named_modules():
-        if isinstance(module, RNN) and module.recurrent_dropout:
-            raise ValueError(
-                f"torch.nn.RNN has no recurrent dropout, but {name or 'the module'} has recurrent_dropout="
-                f"{module.recurrent_dropout}; set it to 0 first"
-            )
+        if not isinstance(module, RNN):
+            continue
+        own = {"recurrent dropout": module.recurrent_dropout, "zoneout": module.zoneout}
+        for feature, p in own.items():
+            if p:
+                raise ValueError(
+                    f"torch.nn.RNN has no {feature}, but {name or 'the module'} has {feature.replace(' ', '_')}={p}; "
+                    "set it to 0 first"
+                )
     return _convert(model, _TO_TORCH)

@@ -31,10 +31,14 @@ def _check_nonlinearity(nonlinearity: str) -> None:
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
 
 
-def check_probability(name: str, p: float) -> None:
-    """Raises ValueError unless ``0 <= p <= 1``."""
-    if not isinstance(p, (int, float)) or isinstance(p, bool) or not 0 <= p <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1, the probability of an element being zeroed, got {p!r}")
+def check_probabilities(*, recurrent_dropout: float, zoneout: float) -> None:
+    """Raises ValueError for what is not from 0 to 1."""
+    for name, p, event in (
+        ("recurrent_dropout", recurrent_dropout, "an element being zeroed"),
+        ("zoneout", zoneout, "a unit keeping its state"),
+    ):
+        if not isinstance(p, (int, float)) or isinstance(p, bool) or not 0 <= p <= 1:
+            raise ValueError(f"{name} must be a number from 0 to 1, the probability of {event}, got {p!r}")
 
 
 def rnn(
@@ -50,6 +54,7 @@ def rnn(
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
     recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
     checkpoint_every: int | None = None,
     return_all_layers: bool = False,
 ) -> tuple[Any, Tensor]:
@@ -66,7 +71,7 @@ def rnn(
         nonlinearity: phi, "tanh" or "relu".
         bidirectional: two directions a layer, the second reversed in time.
         dropout: probability with which an output of a layer but the last is zeroed.
-        training: whether dropout is applied.
+        training: whether dropout is applied, and zoneout drawn.
         batch_sizes: int64 ``(T,)`` on the CPU, of a ``PackedSequence``.
         lengths: int64 ``(B,)`` on the CPU, for padded input of ragged length: outputs after a sequence's end are
             zero, ``h_n`` is each sequence's own last state.
@@ -77,6 +82,10 @@ def rnn(
             scaled by ``1 / (1 - p)``, where W_hh multiplies it: one draw for all steps of a sequence, a layer and
             direction (Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural
             Networks", 2016). The outputs are not masked.
+        zoneout: in training, the probability with which a unit of the state stays what it was before the step, drawn
+            for each step, row and unit; else each new state is that much of the old one, ``zoneout * h_{t-1} +
+            (1 - zoneout) * phi(...)`` (Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden
+            Activations", 2017).
         checkpoint_every: in training, keep only the states of every so many steps, and compute those between again
             in backward (:mod:`rnn_ext.checkpoint`); None for keeping all of them.
         return_all_layers: the first result is a list of every layer's output, before dropout, the last one the output.
@@ -90,7 +99,7 @@ def rnn(
         RuntimeError: a shape or dtype that does not fit.
     """
     _check_nonlinearity(nonlinearity)
-    check_probability("recurrent_dropout", recurrent_dropout)
+    check_probabilities(recurrent_dropout=recurrent_dropout, zoneout=zoneout)
     directions = 2 if bidirectional else 1
     if not weights or len(weights) % directions:
         raise ValueError(
@@ -120,7 +129,7 @@ def rnn(
         direction: Sequence[int],
     ) -> tuple[list[Tensor], Tensor]:
         rows = (batch_sizes, lengths, reset)
-        return _stack(x, weights, hx, nonlinearity, direction, dropped, rows, masks)
+        return _stack(x, weights, hx, nonlinearity, direction, dropped, rows, masks, zoneout, training)
 
     if checkpoint_every is not None:
         check_arguments(checkpoint_every, batch_sizes is not None or lengths is not None, return_all_layers)
@@ -139,6 +148,8 @@ def _stack(
     dropout: float,
     rows: tuple[Tensor | None, Tensor | None, Tensor | None],
     masks: Sequence[Tensor | None],
+    zoneout: float,
+    training: bool,
 ) -> tuple[list[Tensor], Tensor]:
     """Every layer's output, and all of their last states. ``rows`` are batch_sizes, lengths and reset."""
     directions = len(direction)
@@ -156,10 +167,11 @@ def _stack(
         h0 = hx
         if hx is not None and layers > 1:
             h0 = hx[k * directions : (k + 1) * directions]
+        leak = _leak(x, directions * groups[0][1].shape[1], zoneout, training) if zoneout else None
         if not ops.recorded() and x.dim() == 3 and x.shape[0] == 1 and torch.is_grad_enabled():
-            x, h_n = _single_step(x[0], groups, h0, masks[k], nonlinearity)
+            x, h_n = _single_step(x[0], groups, h0, masks[k], leak, nonlinearity)
         else:
-            x, h_n = layer(x, groups, h0, nonlinearity, *rows, masks[k], direction)
+            x, h_n = layer(x, groups, h0, nonlinearity, *rows, masks[k], leak, direction)
         outputs.append(x)
         states.append(h_n)
         if dropout and k < layers - 1:
@@ -167,19 +179,35 @@ def _stack(
     return outputs, states[0] if layers == 1 else torch.cat(states)
 
 
+def _leak(x: Tensor, columns: int, p: float, training: bool) -> Tensor:
+    """Zoneout's part of each state that stays: a draw for each element, or its expectation."""
+    shape = (*x.shape[:-1], columns)
+    if training:
+        # Half the time of torch.bernoulli. Not like x, which vmap may have mapped: whether draws are is another
+        # question (its randomness).
+        return torch.rand(shape, dtype=torch.float32, device=x.device) < p
+    return x.new_full((columns,), p).expand(shape)
+
+
 def _autocast(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
 
 
 def _single_step(
-    x: Tensor, groups: Sequence[Weights], h0: Tensor | None, mask: Tensor | None, nonlinearity: str
+    x: Tensor,
+    groups: Sequence[Weights],
+    h0: Tensor | None,
+    mask: Tensor | None,
+    leak: Tensor | None,
+    nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
     """T = 1 with gradients: nothing to fuse over time, and autograd in C++ costs less than one in Python."""
-    if h0 is not None and mask is not None:
-        h0 = h0 * mask
-    if h0 is None:
-        h0 = x.new_zeros(len(groups), x.shape[0], groups[0][1].shape[1])
+    before = x.new_zeros(len(groups), x.shape[0], groups[0][1].shape[1]) if h0 is None else h0
+    h0 = before if h0 is None or mask is None else h0 * mask
     states = [rnn_cell(x, h0[d], *weights, nonlinearity=nonlinearity) for d, weights in enumerate(groups)]
+    if leak is not None:
+        parts = leak[0].chunk(len(groups), -1)
+        states = [torch.lerp(new, old, z.to(x.dtype)) for z, old, new in zip(parts, before, states, strict=True)]
     output = states[0] if len(states) == 1 else torch.cat(states, -1)
     return output.unsqueeze(0), torch.stack(states)
 

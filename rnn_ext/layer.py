@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnn_ext import ops
+from rnn_ext import leaky, ops
 
 
 def layer(
@@ -24,6 +24,7 @@ def layer(
     lengths: Tensor | None,
     reset: Tensor | None,
     mask: Tensor | None,
+    leak: Tensor | None,
     direction: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """All directions of one layer, as the groups of one recurrence.
@@ -37,6 +38,7 @@ def layer(
         lengths: as in :func:`rnn_ext.ops.recurrence`.
         reset: as in :func:`rnn_ext.ops.recurrence`.
         mask: as in :func:`rnn_ext.ops.recurrence`.
+        leak: as in :func:`rnn_ext.ops.recurrence`.
         direction: as in :func:`rnn_ext.ops.recurrence`, one for each of the groups.
 
     Returns:
@@ -47,7 +49,7 @@ def layer(
     else:
         w_ih, w_hh, *biases = (torch.cat(parts) for parts in zip(*groups, strict=True))
     b_ih, b_hh = biases or (None, None)
-    rest = (batch_sizes, lengths, reset, mask, nonlinearity, tuple(direction))
+    rest = (batch_sizes, lengths, reset, mask, leak, nonlinearity, tuple(direction))
     if torch.compiler.is_exporting():
         return torch.ops.rnn_ext.layer(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
     if ops.has_kernel(x.device, x.dtype) and ops.plain_reverse_mode(x, h0, w_ih, w_hh, b_ih, b_hh):
@@ -66,6 +68,7 @@ def _composed(
     lengths: Tensor | None,
     reset: Tensor | None,
     mask: Tensor | None,
+    leak: Tensor | None,
     nonlinearity: str,
     direction: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
@@ -73,7 +76,7 @@ def _composed(
         # So that its gradient is a tensor of its own: see Layer.backward.
         b_hh = 1.0 * b_hh
     u = _project(x, w_ih, b_ih, b_hh)
-    return ops.recurrence(u, h0, w_hh, batch_sizes, lengths, reset, mask, nonlinearity, direction)
+    return ops.recurrence(u, h0, w_hh, batch_sizes, lengths, reset, mask, leak, nonlinearity, direction)
 
 
 # The layer as a name in exported programs, for whoever translates them to a format that has recurrent layers
@@ -81,7 +84,7 @@ def _composed(
 _library = torch.library.Library("rnn_ext", "FRAGMENT")
 _library.define(
     "layer(Tensor x, Tensor? h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? batch_sizes, "
-    "Tensor? lengths, Tensor? reset, Tensor? mask, str nonlinearity, int[] direction) -> (Tensor, Tensor)"
+    "Tensor? lengths, Tensor? reset, Tensor? mask, Tensor? leak, str nonlinearity, int[] direction) -> (Tensor, Tensor)"
 )
 _library.impl("layer", _composed, "CompositeImplicitAutograd")
 
@@ -95,23 +98,25 @@ class Layer(torch.autograd.Function):
     """The layer as one node. Its backward is made of differentiable pieces, so it has one of its own."""
 
     @staticmethod
-    def forward(ctx, x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, lengths, reset, mask, nonlinearity, direction):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, h0, w_ih, w_hh, b_ih, b_hh, *rest):  # type: ignore[no-untyped-def]
+        batch_sizes, lengths, reset, mask, leak, nonlinearity, direction = rest
         u = _project(x, w_ih, b_ih, b_hh)
-        h, h_n = ops.recurrence(u, h0, w_hh, batch_sizes, lengths, reset, mask, nonlinearity, direction)
+        h, h_n = ops.recurrence(u, h0, w_hh, batch_sizes, lengths, reset, mask, leak, nonlinearity, direction)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w_ih, h, h0, w_hh, batch_sizes, lengths, reset, mask)
+        ctx.save_for_backward(x, w_ih, b_ih, b_hh, h, h0, w_hh, batch_sizes, lengths, reset, mask, leak)
         ctx.nonlinearity, ctx.direction = nonlinearity, direction
         return h, h_n
 
     @staticmethod
     def backward(ctx, g, g_n):  # type: ignore[no-untyped-def]
         if g is None and g_n is None:
-            return (None,) * 12
-        x, w_ih, h, h0, w_hh, batch_sizes, lengths, reset, mask = ctx.saved_tensors
+            return (None,) * 13
+        x, w_ih, b_ih, b_hh, h, h0, w_hh, batch_sizes, lengths, reset, mask, leak = ctx.saved_tensors
+        u = _project(x, w_ih, b_ih, b_hh) if leaky.needs_sums(leak) else None
         need_x, need_h0, need_w_ih, need_w_hh, need_b_ih, need_b_hh = ctx.needs_input_grad[:6]
         s, h0_bar, w_hh_bar = ops.recurrence_backward(
-            *(g, g_n, h, h0, w_hh, batch_sizes, lengths, reset, mask),
-            *(ctx.nonlinearity, ctx.direction, need_h0, need_w_hh),
+            *(g, g_n, h, h0, w_hh, batch_sizes, lengths, reset, mask, leak),
+            *(ctx.nonlinearity, ctx.direction, need_h0, need_w_hh, u),
         )
         s_rows = s.reshape(-1, s.shape[-1])
         w_ih_bar = s_rows.t() @ x.reshape(-1, x.shape[-1]) if need_w_ih else None
@@ -125,5 +130,5 @@ class Layer(torch.autograd.Function):
             # A tensor of its own. Where these are two directions' biases in one, autograd keeps views of what it gets
             # here as the parameters' gradients, and one that is added to or clipped must not change the other.
             b_bar.clone() if need_b_hh and b_bar is not None else None,
-            *(None,) * 6,
+            *(None,) * 7,
         )

@@ -8,7 +8,7 @@ sequences are ``(T, B, G*H)``, or packed ``(N, G*H)``; states are ``(G, B, H)``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,9 +95,9 @@ def _packed_previous(batch_sizes: Tensor, rows: int, direction: int) -> Tensor:
     return torch.where(exists, other, rows + sequence)
 
 
-def _packed_ends(batch_sizes: Tensor) -> Tensor:
+def _packed_ends(batch_sizes: Tensor, batch: int) -> Tensor:
     """The packed row of each sequence's last step."""
-    sequences = torch.arange(int(batch_sizes[0]))
+    sequences = torch.arange(batch)
     lengths = (batch_sizes.unsqueeze(1) > sequences).sum(0)
     starts = batch_sizes.cumsum(0) - batch_sizes
     return starts[lengths - 1] + sequences
@@ -107,6 +107,12 @@ def zero_where_ended(sequence: Tensor, lengths: Tensor) -> Tensor:
     """A padded ``(T, B, features)`` sequence with zeros, whatever was there, after each row's end."""
     ended = torch.arange(sequence.shape[0]).unsqueeze(1) >= lengths
     return sequence.masked_fill(ended.unsqueeze(2).to(sequence.device), 0)
+
+
+def without_padding(sequence: Tensor | None, lengths: Tensor | None) -> Any:
+    """What stands after a row's end may be anything, NaN too; a formula that multiplies it, or whose derivative does,
+    takes zeros there instead."""
+    return sequence if sequence is None or lengths is None else zero_where_ended(sequence, lengths)
 
 
 def previous(sequence: Tensor, first: Tensor | None, layout: Layout) -> Tensor:
@@ -147,15 +153,14 @@ def previous(sequence: Tensor, first: Tensor | None, layout: Layout) -> Tensor:
     return result
 
 
-def last(sequence: Tensor, layout: Layout) -> Tensor:
-    """``(G, B, H)``: what each sequence holds at the last step of its own time."""
+def last(sequence: Tensor, layout: Layout, batch: int) -> Tensor:
+    """``(G, B, H)``: what each sequence holds at the last step of its own time. B is given, not read from
+    ``batch_sizes``, so that the compiler can do without its values."""
     parts = []
     for (start, end, direction), part in zip(layout.runs(), by_run(sequence, layout), strict=True):
         if layout.batch_sizes is not None:
-            if direction == 1:
-                rows = part.index_select(0, _packed_ends(layout.batch_sizes).to(part.device))
-            else:
-                rows = part[: int(layout.batch_sizes[0])]
+            ends = _packed_ends(layout.batch_sizes, batch) if direction == 1 else torch.arange(batch)
+            rows = part.index_select(0, ends.to(part.device))
         elif direction == -1:
             rows = part[0]
         elif layout.lengths is None:

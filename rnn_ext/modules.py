@@ -34,6 +34,8 @@ class RNN(nn.RNNBase):
         bidirectional: a second direction, reversed in time. Default: False.
         recurrent_dropout: by name only. In training, the probability with which a unit of the state is zeroed where
             W_hh multiplies it, drawn once for all steps of a sequence (variational dropout). Default: 0.
+        zoneout: by name only. In training, the probability with which a unit of the state stays what it was before the
+            step, drawn for each step; in eval mode a new state is that much of the old one. Default: 0.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -45,8 +47,8 @@ class RNN(nn.RNNBase):
         - h_n: as ``hx``.
 
     Raises:
-        ValueError: an unknown nonlinearity, a size that is not positive, dropout outside [0, 1], ``proj_size``; in
-            forward an input that is neither 2-D nor 3-D, or of another dtype than the weights.
+        ValueError: an unknown nonlinearity, a size that is not positive, dropout or zoneout outside [0, 1],
+            ``proj_size``; in forward an input that is neither 2-D nor 3-D, or of another dtype than the weights.
         TypeError: a size that is not an int; ``bias`` or ``batch_first`` that is not a bool.
         RuntimeError: in forward an input or ``hx`` of a wrong shape, or no time step at all.
 
@@ -61,6 +63,7 @@ class RNN(nn.RNNBase):
     nonlinearity: str
     # What nn.RNN, converted in place or unpickled, does not have.
     recurrent_dropout: float = 0.0
+    zoneout: float = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "proj_size" in kwargs:
@@ -75,13 +78,15 @@ class RNN(nn.RNNBase):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         self.nonlinearity = nonlinearity
         recurrent_dropout = kwargs.pop("recurrent_dropout", 0.0)
-        functional.check_probability("recurrent_dropout", recurrent_dropout)
+        zoneout = kwargs.pop("zoneout", 0.0)
+        functional.check_probabilities(recurrent_dropout=recurrent_dropout, zoneout=zoneout)
         super().__init__("RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU", *args, **kwargs)
         self.recurrent_dropout = recurrent_dropout
+        self.zoneout = zoneout
 
     def extra_repr(self) -> str:
-        own = f", recurrent_dropout={self.recurrent_dropout}" if self.recurrent_dropout else ""
-        return super().extra_repr() + own
+        own = {"recurrent_dropout": self.recurrent_dropout, "zoneout": self.zoneout}
+        return super().extra_repr() + "".join(f", {name}={p}" for name, p in own.items() if p)
 
     def _weights(self) -> list[list[Tensor]]:
         """The current weights by layer and direction, with torch's cache of them brought up to date."""
@@ -220,6 +225,7 @@ class RNN(nn.RNNBase):
             lengths=lengths,
             reset=reset,
             recurrent_dropout=self.recurrent_dropout,
+            zoneout=self.zoneout,
             checkpoint_every=checkpoint_every,
             return_all_layers=return_all_layers,
         )

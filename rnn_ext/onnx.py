@@ -28,7 +28,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     Raises:
         ImportError: onnxscript is not installed.
-        ValueError: in the export, of a model that runs packed sequences, resets or recurrent dropout.
+        ValueError: in the export, of a model that runs packed sequences, resets, recurrent dropout or zoneout.
 
     Example:
         >>> example = (torch.randn(5, 3, 10),)
@@ -46,7 +46,19 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     # Unannotated are the tensors: they may be of any type.
     def layer(  # type: ignore[no-untyped-def]
-        x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, lengths, reset, mask, nonlinearity: str, direction: Sequence[int]
+        x,
+        h0,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        batch_sizes,
+        lengths,
+        reset,
+        mask,
+        leak,
+        nonlinearity: str,
+        direction: Sequence[int],
     ):
         if batch_sizes is not None:
             raise ValueError("ONNX has no packed sequences; run the padded batch with lengths instead")
@@ -54,6 +66,8 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
             raise ValueError("ONNX's RNN has no resets; export the model for one episode at a time")
         if mask is not None:
             raise ValueError("ONNX's RNN has no recurrent dropout; export the model in eval mode")
+        if leak is not None:
+            raise ValueError("ONNX's RNN has no zoneout, which acts in eval mode too; set the module's zoneout to 0")
         groups, hidden = len(direction), w_hh.shape[1]
         # ONNX stacks directions where ours stand one below the other: (G*H, ...) is its (G, H, ...).
         bias = None

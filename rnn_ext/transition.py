@@ -84,6 +84,13 @@ class Transition(NamedTuple):
         return sequence * rows
 
 
+def sums(v: Tensor | None, y: Tensor, seed: Tensor | None, seed_kind: str, m: Transition) -> Tensor:
+    """``a_t = v_t + M y_{t-1}`` for all t, as one GEMM."""
+    first = m.of_states(seed) if seed is not None and seed_kind == "state" else seed
+    a = previous(m.of(y), first, m.layout)
+    return a if v is None else a + v
+
+
 def _outer_products(s: Tensor, y: Tensor, layout: Layout, s_first: Tensor | None, seed: Tensor | None) -> Tensor:
     """The sum over time of ``s_t y_{t-1}ᵀ`` of each group, one above the other."""
     hidden = y.shape[-1] // max(1, len(layout.direction))

@@ -15,9 +15,9 @@ HIDDEN = (1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 97, 129, 200)
 
 @dataclass(frozen=True)
 class Problem:
-    """Arguments of ``ops.recurrence`` or ``ops.linear_recurrence`` by name."""
+    """Arguments of one of the primitives by name."""
 
-    linear: bool
+    op: str
     args: dict[str, Any]
 
     def cast(self, dtype: torch.dtype) -> Problem:
@@ -35,7 +35,7 @@ class Problem:
 
     def run(self, module: Any) -> tuple[Tensor, Tensor]:
         """Calls the primitive of ``rnn_ext.ops`` or of ``rnn_ext.reference``."""
-        return (module.linear_recurrence if self.linear else module.recurrence)(**self.args)
+        return getattr(module, self.op)(**self.args)
 
     def __str__(self) -> str:
         shown = {k: tuple(v.shape) if isinstance(v, Tensor) else v for k, v in self.args.items() if v is not None}
@@ -74,8 +74,14 @@ def make(
     strided: bool = False,
     resets: bool = False,
     masked: bool = False,
+    leaks: str | None = None,
 ) -> Problem:
-    """A float64 problem of the given shape; layout is "dense", "lengths" or "packed"."""
+    """A float64 problem of the given shape; layout is "dense", "lengths" or "packed".
+
+    What leaks is "part" of a state, which may be nothing or all, or the "whole" of some. A linear problem that leaks is
+    of ``leaky_linear_recurrence``, whatever ``nonlinearity`` says; where it would start from a state, but is
+    transposed, it starts from a product.
+    """
     g = torch.Generator().manual_seed(random_seed)
     groups = len(direction)
 
@@ -109,21 +115,31 @@ def make(
         common["reset"] = torch.rand(time, batch, generator=g) < 0.3
     if masked:
         common["mask"] = 2.0 * torch.randint(2, (groups, batch, hidden), generator=g).double()
+    leak = None
+    if leaks == "whole":
+        leak = torch.rand(rows, generator=g) < 0.5
+    elif leaks:
+        leak = torch.where(torch.rand(rows, generator=g) < 0.5, torch.rand(rows, generator=g), 2.0).double()
+        leak = torch.where(leak == 2, torch.randint(2, rows, generator=g).double(), leak)
+    if leak is not None and strided:
+        leak = _strided(leak)
     if not linear:
-        return Problem(False, {"u": first, "h0": seed, "w": w, "nonlinearity": nonlinearity, **common})
-    return Problem(
-        True,
-        {
-            "v": None if no_v else first,
-            "seed": seed,
-            "w": w,
-            "factor": factor,
-            "derivative": nonlinearity,
-            "seed_kind": seed_kind or "state",
-            "transpose": transpose,
-            **common,
-        },
-    )
+        args = {"u": first, "h0": seed, "w": w, "nonlinearity": nonlinearity, "leak": leak}
+        return Problem("recurrence", {**args, **common})
+    args = {
+        "v": None if no_v else first,
+        "seed": seed,
+        "w": w,
+        "factor": factor,
+        "seed_kind": seed_kind or "state",
+        "transpose": transpose,
+        **common,
+    }
+    if not leaks:
+        return Problem("linear_recurrence", {"derivative": nonlinearity, **args})
+    if transpose and seed_kind == "state":
+        args["seed_kind"] = "product"
+    return Problem("leaky_linear_recurrence", {"leak": leak, **args})
 
 
 @st.composite
@@ -149,4 +165,5 @@ def problems(
         strided=draw(st.booleans()),
         resets=draw(st.booleans()),
         masked=draw(st.booleans()),
+        leaks=draw(st.sampled_from([None, "part", "whole"])),
     )

@@ -320,7 +320,7 @@ def test_kernel_calls_agree_with_the_reference() -> None:
     time_steps = kernels.steps(3, 8)
     u, g = torch.randn(time_steps, 3, 8), torch.randn(time_steps, 3, 8)
     w = torch.randn(8, 8) / 8**0.5
-    h = reference.recurrence(u, None, w, None, None, None, None, "tanh", (1,))[0]
+    h = reference.recurrence(u, None, w, *(None,) * 5, "tanh", (1,))[0]
     s = reference.linear_recurrence(g, None, w, h, None, None, None, None, "tanh", "product", True, (-1,))[0]
     for name, expected in ((kernels.RECURRENCE, h), (kernels.LINEAR, s)):
         torch.testing.assert_close(calls[name]()[0], expected, rtol=1e-4, atol=1e-4)  # type: ignore[index]

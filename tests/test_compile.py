@@ -242,5 +242,6 @@ def test_the_exported_op_keeps_its_contract(kind: str) -> None:
     lengths = ragged(5, 3) if kind == "lengths" else None
     reset = torch.rand(5, 3) < 0.5 if kind == "lengths" else None
     mask = torch.randn(2, 3, HIDDEN) if kind == "packed" else None
-    arguments = (x, h0, *weights, batch_sizes, lengths, reset, mask, "tanh", (1, -1))
+    leak = torch.rand(*x.shape[:-1], 2 * HIDDEN) if kind != "dense" else None
+    arguments = (x, h0, *weights, batch_sizes, lengths, reset, mask, leak, "tanh", (1, -1))
     torch.library.opcheck(torch.ops.rnn_ext.layer.default, arguments)

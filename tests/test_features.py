@@ -171,6 +171,11 @@ def _(make: Make) -> None:
     make(3, 4, recurrent_dropout=0.5)(torch.randn(5, 2, 3))[0].sum().backward()
 
 
+@row("[`zoneout=p`](docs/training.md#zoneout): units that keep their state, in the kernel")
+def _(make: Make) -> None:
+    make(3, 4, zoneout=0.5)(torch.randn(5, 2, 3))[0].sum().backward()
+
+
 @row("[`return_all_layers=True`](docs/sequences.md#every-layers-states)")
 def _(make: Make) -> None:
     assert len(make(3, 4, 2)(torch.randn(5, 2, 3), return_all_layers=True)[0]) == 2

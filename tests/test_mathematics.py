@@ -427,7 +427,7 @@ class Recurrence:
         self.h = {k: loop_r(u[k], h0[k], w[k[0]], nonlinearity) for k in batch.each()}
 
     def run(self, u: Tensor, h0: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.recurrence(u, h0, w, *self.batch.ragged, None, None, self.nonlinearity, self.batch.direction)
+        return ops.recurrence(u, h0, w, *self.batch.ragged, *(None,) * 3, self.nonlinearity, self.batch.direction)
 
     def s(self) -> dict[tuple[int, int], Array]:
         """(8), by way of (6)."""

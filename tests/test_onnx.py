@@ -130,6 +130,7 @@ class Resets(nn.Module):
         return self.rnn(x, reset=x[..., 0] > 0)[0]
 
 
+NO_ZONEOUT = "ONNX's RNN has no zoneout, which acts in eval mode too; set the module's zoneout to 0"
 PACKED = pack_sequence([torch.randn(5, 11), torch.randn(2, 11)])
 
 
@@ -137,6 +138,7 @@ PACKED = pack_sequence([torch.randn(5, 11), torch.randn(2, 11)])
     ("model", "x", "cause"),
     [
         (rnn_ext.RNN(11, 7), PACKED, "ONNX has no packed sequences; run the padded batch with lengths instead"),
+        (rnn_ext.RNN(11, 7, zoneout=0.5), torch.randn(5, 2, 11), NO_ZONEOUT),
         (Resets(), torch.randn(5, 2, 11), "ONNX's RNN has no resets; export the model for one episode at a time"),
     ],
 )

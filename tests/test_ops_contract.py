@@ -11,19 +11,21 @@ import torch
 from problems import Problem, make
 from torch import Tensor
 
-from rnn_ext import ops, reference
+from rnn_ext import dispatch, ops, reference
 
 LAYOUTS = ("dense", "lengths", "packed")
 
 
+@pytest.mark.parametrize("leaks", [None, "part", "whole"])
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("seeded", [True, False])
-def test_opcheck(linear: bool, layout: str, seeded: bool) -> None:
+def test_opcheck(linear: bool, layout: str, seeded: bool, leaks: str | None) -> None:
     seed_kind = "state" if seeded else None
-    problem = make(4, 3, 5, (1, -1), layout, linear=linear, seed_kind=seed_kind, resets=seeded, masked=seeded)
+    changes = {"resets": seeded, "masked": seeded}
+    problem = make(4, 3, 5, (1, -1), layout, linear=linear, seed_kind=seed_kind, leaks=leaks, **changes)
     args = {k: v.requires_grad_() if k in problem.tensors else v for k, v in problem.args.items()}
-    op = torch.ops.rnn_ext.linear_recurrence if linear else torch.ops.rnn_ext.recurrence
+    op = getattr(torch.ops.rnn_ext, problem.op)
     order = [a.name for a in op.default._schema.arguments]
     torch.library.opcheck(op.default, tuple(args[n] for n in order))
 
@@ -42,6 +44,7 @@ DENSE = make(4, 3, 5, (1,), "dense", seed_kind="state")
 PACKED = make(4, 3, 5, (1,), "packed")
 RAGGED = make(4, 3, 5, (1,), "lengths")
 LINEAR = make(4, 3, 5, (1,), "dense", linear=True, seed_kind="state")
+LEAKY = make(4, 3, 5, (1,), "dense", linear=True, seed_kind="state", leaks="part")
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,11 @@ LINEAR = make(4, 3, 5, (1,), "dense", linear=True, seed_kind="state")
         (PACKED, {"reset": torch.zeros(4, 3).bool()}, "reset is for padded sequences; it excludes batch_sizes"),
         (DENSE, {"mask": torch.zeros(1, 5).double()}, r"mask must have shape \(1, 3, 5\), got \(1, 5\)"),
         (DENSE, {"mask": torch.zeros(1, 3, 5)}, "all of the tensors must be on w's device and of its dtype"),
+        (DENSE, {"leak": torch.zeros(4, 3, 6).double()}, r"leak must have shape \(4, 3, 5\), got \(4, 3, 6\)"),
+        (DENSE, {"leak": torch.zeros(4, 3, 5)}, "all of the tensors must be on w's device and of its dtype"),
+        (LEAKY, {"leak": torch.zeros(4, 2, 5).double()}, r"leak must have shape \(4, 3, 5\), got \(4, 2, 5\)"),
+        (LEAKY, {"seed_kind": "x"}, "seed_kind must be 'state' or 'product', got 'x'"),
+        (LEAKY, {"transpose": True}, "a transposed leaky_linear_recurrence starts from a product"),
         (LINEAR, {"derivative": "sin"}, "derivative must be 'tanh', 'relu' or 'given', got 'sin'"),
         (LINEAR, {"seed_kind": "x"}, "seed_kind must be 'state' or 'product', got 'x'"),
         (LINEAR, {"v": torch.zeros(4, 2, 5).double()}, r"v must have shape \(4, 3, 5\), got \(4, 2, 5\)"),
@@ -85,15 +93,16 @@ def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(ops, "_warned", set())
+    monkeypatch.setattr(dispatch, "_warned", set())
     yield
 
 
 @pytest.mark.usefixtures("_forget_warnings")
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_other_dtypes_run_the_reference(layout: str) -> None:
+@pytest.mark.parametrize("leaks", [None, "part", "whole"])
+def test_other_dtypes_run_the_reference(layout: str, leaks: str | None) -> None:
     dtype = torch.complex64
-    problem = make(4, 3, 5, (1, -1), layout, seed_kind="state").cast(dtype)
+    problem = make(4, 3, 5, (1, -1), layout, seed_kind="state", leaks=leaks).cast(dtype)
     with pytest.warns(UserWarning, match=f"no kernel for {dtype} on cpu.*use a dtype that has one"):
         ours = problem.run(ops)
     with warnings.catch_warnings():

@@ -60,6 +60,22 @@ LINEAR = [
     for layout in LAYOUTS
     for derivative, seed, transpose, no_v, changed in OPTIONS
 ]
+LEAKY_OPTIONS: tuple[dict[str, Any], ...] = (
+    {"nonlinearity": "tanh", "seed_kind": "state", "resets": True, "masked": True},
+    {"nonlinearity": "relu", "seed_kind": "state"},
+    {"nonlinearity": "tanh", "seed_kind": "state", "leaks": "whole"},
+    {"nonlinearity": "relu", "leaks": "whole", "masked": True},
+    {"linear": True, "seed_kind": "state", "resets": True, "masked": True},
+    {"linear": True, "seed_kind": "product", "no_v": True},
+    {"linear": True, "transpose": True, "seed_kind": "product", "resets": True, "masked": True},
+    {"linear": True, "transpose": True, "leaks": "whole"},
+)
+LEAKY = [
+    make(*size, layout, **{"leaks": "part", **options})
+    for size in SIZES
+    for layout in LAYOUTS
+    for options in LEAKY_OPTIONS
+]
 # For what is compared with the reference under the same transform: every layout of both, directions mixed.
 SAMPLES = [
     make(4, 3, 2, direction, layout, nonlinearity=nonlinearity, seed_kind="state", resets=changed, masked=changed)
@@ -90,11 +106,20 @@ SAMPLES = [
         ((-1, 1), "lengths", "tanh", "product", False, True),
     )
 ]
+SAMPLES += [
+    make(4, 3, 2, direction, layout, **{"leaks": "part", **options})
+    for direction, layout, options in zip(
+        ((1, -1), (-1,), (1, -1), (-1,), (1,), (-1, 1), (1, -1), (-1,)),
+        ("dense", "lengths", "packed", "dense", "lengths", "packed", "dense", "lengths"),
+        LEAKY_OPTIONS,
+        strict=True,
+    )
+]
 samples = pytest.mark.parametrize("problem", SAMPLES, ids=str)
 
 
 def test_the_ragged_problems_are_ragged() -> None:
-    for problem in RECURRENCE + LINEAR + SAMPLES:
+    for problem in RECURRENCE + LINEAR + LEAKY + SAMPLES:
         lengths, batch_sizes = problem.args["lengths"], problem.args["batch_sizes"]
         assert lengths is None or len(lengths) == 1 or lengths.min() < lengths.max()
         assert batch_sizes is None or len(batch_sizes) == 1 or batch_sizes[-1] < batch_sizes[0]
@@ -108,7 +133,7 @@ def leaves(problem: Problem) -> list[Tensor]:
     return [problem.args[n].clone().requires_grad_() for n in problem.tensors]
 
 
-@pytest.mark.parametrize("problem", RECURRENCE + LINEAR, ids=str)
+@pytest.mark.parametrize("problem", RECURRENCE + LINEAR + LEAKY, ids=str)
 def test_gradcheck(problem: Problem) -> None:
     f = function_of(problem, ops, problem.tensors)
     assert gradcheck(
@@ -117,7 +142,7 @@ def test_gradcheck(problem: Problem) -> None:
 
 
 # Of (L) only the reversed and the mixed sizes: what is forward in time is then run by their gradients.
-@pytest.mark.parametrize("problem", RECURRENCE + LINEAR[len(LINEAR) // 4 : 3 * len(LINEAR) // 4], ids=str)
+@pytest.mark.parametrize("problem", RECURRENCE + LINEAR[len(LINEAR) // 4 : 3 * len(LINEAR) // 4] + LEAKY, ids=str)
 def test_gradgradcheck(problem: Problem) -> None:
     f = function_of(problem, ops, problem.tensors)
     assert gradgradcheck(f, leaves(problem), check_fwd_over_rev=True, check_batched_grad=True)
@@ -177,10 +202,11 @@ def test_third_order(problem: Problem) -> None:
 
 @pytest.mark.parametrize("special", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("name", ["u", "g", "g_n"])
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_nan_and_infinity_in_gradients(nonlinearity: str, name: str, special: float) -> None:
+# With a leak the derivative is a factor like any other, and zero times NaN is NaN where ReLU's own would cut it.
+@pytest.mark.parametrize(("nonlinearity", "leaks"), [("tanh", None), ("relu", None), ("tanh", "part")])
+def test_nan_and_infinity_in_gradients(nonlinearity: str, leaks: str | None, name: str, special: float) -> None:
     """As autograd through torch.tanh and torch.relu: a step that went wrong shows in the same gradients."""
-    problem = make(4, 3, 19, (1, -1), "dense", nonlinearity=nonlinearity, seed_kind="state")
+    problem = make(4, 3, 19, (1, -1), "dense", nonlinearity=nonlinearity, seed_kind="state", leaks=leaks)
     h, h_n = problem.run(reference)
     at = {"u": problem.args["u"].clone(), "g": torch.randn_like(h), "g_n": torch.randn_like(h_n)}
     at[name][(1, 1, 18)] = special
@@ -194,6 +220,10 @@ PADDING = [
     make(5, 4, 3, direction, "lengths", linear=linear, nonlinearity=nonlinearity, seed_kind="state")
     for direction in ((1,), (1, -1))
     for linear, nonlinearity in ((False, "tanh"), (False, "relu"), (True, "tanh"), (True, "relu"), (True, "given"))
+] + [
+    make(5, 4, 3, direction, "lengths", **{"leaks": "part", **options})
+    for direction in ((1,), (1, -1))
+    for options in LEAKY_OPTIONS
 ]
 
 
@@ -205,7 +235,8 @@ def test_padding_never_changes_a_gradient(problem: Problem, where: str, order: i
     ended = (torch.arange(5).unsqueeze(1) >= problem.args["lengths"]).unsqueeze(2)
     h, h_n = problem.run(reference)
     g, g_n = torch.randn_like(h), torch.randn_like(h_n)
-    rows = [n for n in ("u", "v", "factor") if n in problem.args]
+    rows = [n for n in ("u", "v", "factor", "leak") if problem.args.get(n) is not None]
+    rows = [n for n in rows if problem.args[n].is_floating_point()]
     poisoned = problem.with_args(**{n: problem.args[n].masked_fill(ended, torch.nan) for n in rows})
 
     def gradients(problem: Problem, g: Tensor) -> tuple[Tensor, ...]:

@@ -95,11 +95,21 @@ def test_weight_strides(stride: str, transpose: bool) -> None:
 
 
 @pytest.mark.parametrize("direction", [(1,), (-1,), (1, -1)])
-@pytest.mark.parametrize("linear", [False, True])
-def test_padding_never_matters(direction: tuple[int, ...], linear: bool) -> None:
-    problem = make(9, 7, 20, direction, "lengths", linear=linear, seed_kind="state").cast(torch.float32)
+@pytest.mark.parametrize(
+    ("linear", "leaks", "transpose"),
+    [
+        (False, None, False),
+        (True, None, False),
+        (False, "part", False),
+        (True, "part", False),
+        (True, "part", True),
+    ],
+)
+def test_padding_never_matters(direction: tuple[int, ...], linear: bool, leaks: str | None, transpose: bool) -> None:
+    options: dict[str, Any] = {"linear": linear, "leaks": leaks, "transpose": transpose, "seed_kind": "state"}
+    problem = make(9, 7, 20, direction, "lengths", **options).cast(torch.float32)
     ended = (torch.arange(9).unsqueeze(1) >= problem.args["lengths"]).unsqueeze(2)
-    names = ("v", "factor") if linear else ("u",)
+    names = (("v", "factor") if linear else ("u",)) + (("leak",) if leaks else ())
     poisoned = problem.with_args(**{n: problem.args[n].masked_fill(ended, torch.nan) for n in names})
     (clean, clean_last), (output, last) = problem.run(ops), poisoned.run(ops)
     assert torch.equal(clean, output)
@@ -261,7 +271,7 @@ def test_calls_from_the_inter_op_pool() -> None:
     """TorchScript's fork runs a call on a thread of PyTorch's other pool, beside calls like it."""
 
     def one(u: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return torch.ops.rnn_ext.recurrence(u, None, w, None, None, None, None, "tanh", [1])[0]
+        return torch.ops.rnn_ext.recurrence(u, None, w, None, None, None, None, None, "tanh", [1])[0]
 
     def eight(u: torch.Tensor, w: torch.Tensor) -> list[torch.Tensor]:
         forked = [torch.jit.fork(one, u, w) for _ in range(8)]

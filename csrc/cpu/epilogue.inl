@@ -44,3 +44,45 @@ void finish_row(const Compute<S>* sums, const S* input, const S* factor, State* 
       store(state + c, y.widened());
   }
 }
+
+// The same where states leak (recurrence.h): `leaking` is the unmasked state before, null for zeros, and `leak` what
+// part of it stays, an S or bool, null for all. A transposed (A) takes the leak of the step before, and its factor
+// scales only what the next step multiplies.
+template <Epilogue E, class S, class Z, class State>
+void finish_leaky_row(const Compute<S>* sums, const S* input, const S* factor, const Z* leak, const S* leaking,
+                      bool transpose, State* state, S* output, int64_t columns) {
+  using T = Compute<S>;
+  constexpr int L = kLanes<T>;
+  const Vec<T> zero = {}, one = zero + T(1);
+  for (int64_t c = 0; c < columns; c += L) {
+    const int rest = static_cast<int>(columns - c);
+    const bool whole = rest >= L;
+    auto read = [&](const S* p) { return whole ? load(p + c) : load_first(p + c, rest); };
+    auto read_leak = [&] {
+      if constexpr (std::is_same_v<Z, bool>)
+        return whole ? load_bools<T>(leak + c) : load_first_bools<T>(leak + c, rest);
+      else
+        return read(leak);
+    };
+    const Vec<T> z = leak ? read_leak() : one, kept = leaking ? z * read(leaking) : zero, a = load(sums + c);
+    const Vec<T> in = input ? read(input) : zero;
+    const Vec<T> f = uses_factor(E) ? read(factor) : one;
+    Vec<T> y;
+    if constexpr (!uses_factor(E))
+      y = kept + (one - z) * finish<E, T>(a + in, f);
+    else
+      y = in + kept + (transpose ? a : f * a);
+    const Rounded<S> rounded(y);
+    const Rounded<S> multiplied(uses_factor(E) && transpose ? f * rounded.widened() : y);
+    if (whole)
+      rounded.store_to(output + c);
+    else
+      rounded.store_first_to(output + c, rest);
+    if constexpr (!std::is_same_v<State, S>)
+      store(state + c, multiplied.widened());
+    else if (whole)
+      multiplied.store_to(state + c);
+    else
+      multiplied.store_first_to(state + c, rest);
+  }
+}

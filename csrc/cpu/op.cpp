@@ -90,11 +90,15 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, const Tensor&
 
 namespace cpu {
 constexpr Runs kRuns = {run<float>, run<double>, run<half>, run<bfloat16>};
-}
+constexpr auto kRecurrence = On<kRuns, recurrence>::call;
+constexpr auto kLinearRecurrence = On<kRuns, linear_recurrence>::call;
+constexpr auto kLeakyLinearRecurrence = On<kRuns, leaky_linear_recurrence>::call;
+}  // namespace cpu
 
 }  // namespace rnn_ext
 
 STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {
-  m.impl("recurrence", TORCH_BOX(&rnn_ext::recurrence_on<rnn_ext::cpu::kRuns>));
-  m.impl("linear_recurrence", TORCH_BOX(&rnn_ext::linear_recurrence_on<rnn_ext::cpu::kRuns>));
+  m.impl("recurrence", TORCH_BOX(rnn_ext::cpu::kRecurrence));
+  m.impl("linear_recurrence", TORCH_BOX(rnn_ext::cpu::kLinearRecurrence));
+  m.impl("leaky_linear_recurrence", TORCH_BOX(rnn_ext::cpu::kLeakyLinearRecurrence));
 }

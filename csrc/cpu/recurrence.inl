@@ -89,6 +89,35 @@ void clear_padding(const Worker<K>& me, const Segment& seg, typename K::State* c
                   (me.stride - me.column_end) * sizeof(typename K::State));
 }
 
+// finish_row where states leak, all that this takes included: apart, so that it does not weigh on calls without a leak.
+// The state buffers hold what M multiplies, masked or scaled, so what leaks is read where the step before has put it
+// out. A row that begins here has no step before: its seed leaks, all of it if that is a product.
+template <Epilogue E, class K>
+[[gnu::noinline]] void finish_leaky_state(const Problem<typename K::Storage>& p, const Segment& seg, int64_t t,
+                                          bool begins, int64_t i, const typename K::Sum* sums, int64_t column,
+                                          int64_t columns, typename K::State* state) {
+  using S = typename K::Storage;
+  const int64_t b = p.rows.batch_index(seg.row(i)), at = seg.group * p.shape.hidden + column;
+  const int64_t t_before = p.direction[seg.group] < 0 ? t + 1 : t - 1;
+  auto element = [&](const auto& sequence, int64_t time) {
+    return sequence.at(p.rows, time) + b * sequence.row_stride + at;
+  };
+  const S* leaking = nullptr;
+  if (begins)
+    leaking = p.seed_kind == Seed::none ? nullptr : p.seed.at(seg.group, b) + column;
+  else if (!(p.rows.resets && p.rows.resets[std::max(t, t_before) * p.shape.batch + b]))
+    leaking = element(p.output, t_before);
+  auto finish = [&](const auto& leak) {
+    // A transposed row that begins has no leak of a step before, and no state of which a part would stay (op.cpp).
+    const bool all = begins && (p.seed_kind == Seed::product || p.transpose);
+    finish_leaky_row<E, S>(sums, p.input.data ? element(p.input, t) : nullptr,
+                           uses_factor(E) ? element(p.factor, t) : nullptr,
+                           all ? nullptr : element(leak, p.transpose ? t_before : t), leaking, p.transpose, state,
+                           element(p.output, t), columns);
+  };
+  p.kept.data ? finish(p.kept) : finish(p.leak);
+}
+
 template <Epilogue E, class K>
 void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* packed,
                  typename K::State* const states[2]) {
@@ -101,7 +130,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
   const Panels& panels = me.panels;
   const int64_t steps = p.shape.time, hidden = p.shape.hidden;
   const int64_t group_column = seg.group * hidden;
-  const bool reversed = p.direction[seg.group] < 0;
+  const bool reversed = p.direction[seg.group] < 0, leaks = p.leaks();
 
   int64_t alive_before = 0;
   for (int64_t s = 0; s < steps && !me.retired; ++s) {
@@ -121,6 +150,10 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
 
     auto batch_index = [&](int64_t i) { return p.rows.batch_index(seg.row(i)); };
     auto finish_state = [&](int64_t i, const Sum* row, int64_t column, int64_t columns) {
+      if constexpr (may_leak(E))
+        if (leaks)
+          return finish_leaky_state<E, K>(p, seg, t, i >= alive_before, i, row, column, columns,
+                                          current + i * me.stride + column);
       const int64_t b = batch_index(i);
       finish_row<E, S>(row, input ? input + b * p.input.row_stride + column : nullptr,
                        factor ? factor + b * p.factor.row_stride + column : nullptr, current + i * me.stride + column,
@@ -150,15 +183,20 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
       }
       for (int64_t i = going; i < alive; ++i) {
         std::fill(sums, sums + width * panels.lanes, Sum(0));
-        if (p.seed_kind == Seed::product) convert_row(sums, p.seed.at(seg.group, batch_index(i)) + column, columns);
+        if (p.seed_kind == Seed::product && !leaks)
+          convert_row(sums, p.seed.at(seg.group, batch_index(i)) + column, columns);
         finish_state(i, sums, column, columns);
       }
     }
 
     const int64_t alive_next = s + 1 < steps ? seg.alive(p.rows, reversed ? t - 1 : t + 1) : 0;
-    for (int64_t i = std::min(alive, alive_next); i < alive; ++i)
-      convert_row(p.last.at(seg.group, batch_index(i)) + me.column_begin, current + i * me.stride + me.column_begin,
-                  my_columns);
+    for (int64_t i = std::min(alive, alive_next); i < alive; ++i) {
+      S* last = p.last.at(seg.group, batch_index(i)) + me.column_begin;
+      if (leaks)  // What lies in `current` may be scaled for the next step.
+        std::memcpy(last, output + batch_index(i) * p.output.row_stride + me.column_begin, my_columns * sizeof(S));
+      else
+        convert_row(last, current + i * me.stride + me.column_begin, my_columns);
+    }
     if (p.rows.resets || p.masks_states()) {
       // Of the later of the two steps between which the boundary lies.
       const bool* resets = p.rows.resets ? p.rows.resets + (reversed ? t : t + 1) * p.shape.batch : nullptr;

@@ -97,6 +97,23 @@ RNN_EXT_INLINE void store_first_16(S* p, Vec16 v, int n) {
 RNN_EXT_INLINE Vec<float> load_first(const half* p, int n) { return load_first_16(p, n); }
 RNN_EXT_INLINE Vec<float> load_first(const bfloat16* p, int n) { return load_first_16(p, n); }
 
+// Bools as zeros and ones. A bool is a byte, 0 or 1.
+template <class T>
+RNN_EXT_INLINE Vec<T> load_bools(const bool* p) {
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes<T>)));
+  // By way of integers as wide as T: one instruction each, where GCC would else go element by element.
+  typedef std::conditional_t<sizeof(T) == 8, int64_t, int32_t> Wide __attribute__((vector_size(kVectorBytes)));
+  Bytes bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(__builtin_convertvector(bytes, Wide), Vec<T>);
+}
+template <class T>
+RNN_EXT_INLINE Vec<T> load_first_bools(const bool* p, int n) {
+  bool first[kLanes<T>] = {};
+  std::memcpy(first, p, n);
+  return load_bools<T>(first);
+}
+
 template <class S>
 struct Held {
   using Bits = Vec16;

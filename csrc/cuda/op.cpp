@@ -69,6 +69,9 @@ void run_on_device(const Call& c, const Shape& shape, const OwnedRows& rows, con
 }
 
 constexpr Runs kRuns = {run_on_device<float>, run_on_device<double>, run_on_device<half>, run_on_device<bfloat16>};
+constexpr auto kRecurrence = On<kRuns, recurrence>::call;
+constexpr auto kLinearRecurrence = On<kRuns, linear_recurrence>::call;
+constexpr auto kLeakyLinearRecurrence = On<kRuns, leaky_linear_recurrence>::call;
 
 }  // namespace
 }  // namespace rnn_ext::cuda
@@ -79,6 +82,7 @@ STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {
 #else
 STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CUDA, m) {
 #endif
-  m.impl("recurrence", TORCH_BOX(&rnn_ext::recurrence_on<rnn_ext::cuda::kRuns>));
-  m.impl("linear_recurrence", TORCH_BOX(&rnn_ext::linear_recurrence_on<rnn_ext::cuda::kRuns>));
+  m.impl("recurrence", TORCH_BOX(rnn_ext::cuda::kRecurrence));
+  m.impl("linear_recurrence", TORCH_BOX(rnn_ext::cuda::kLinearRecurrence));
+  m.impl("leaky_linear_recurrence", TORCH_BOX(rnn_ext::cuda::kLeakyLinearRecurrence));
 }

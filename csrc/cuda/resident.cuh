@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kResidentTiles[kTile].threads(), 1) resident_k
     float y = 0;
     if (problem.seed_kind == Seed::state && row < batch && k < hidden) {
       const Track<T> track(problem, group, row);
-      y = track.masked(to_float(problem.seed.at(group, track.batch)[k]), k);
+      y = track.multiplied(to_float(problem.seed.at(group, track.batch)[k]), 0.0f, k);
     }
     reinterpret_cast<float*>(states)[n] = y;
     reinterpret_cast<float*>(states)[kRows * kHidden + n] = 0;
@@ -123,6 +123,7 @@ __global__ void __launch_bounds__(kResidentTiles[kTile].threads(), 1) resident_k
     cp_async_commit();
   };
   for (int s = 0; s + 1 < kAhead; ++s) fetch(s);
+  float before[kValues] = {};  // the states that leak
   __syncthreads();
 
   for (int s = 0; s < longest; ++s) {
@@ -159,13 +160,14 @@ __global__ void __launch_bounds__(kResidentTiles[kTile].threads(), 1) resident_k
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
         if (i >= values) break;
-        float a = track.carried(s, sums[i], column + i), f = 0;
-        if (has_input) a += from_word(word(s, 0, i), track.at(problem.input, t, column + i));
+        float input = 0, f = 0;
+        if (has_input) input = from_word(word(s, 0, i), track.at(problem.input, t, column + i));
         if (has_factor) f = from_word(word(s, 1, i), track.at(problem.factor, t, column + i));
-        const T y = rounded<T>(finish(problem.epilogue, a, f));
+        const T y = rounded<T>(track.state(s, sums[i], input, f, before[i], column + i));
         *track.at(problem.output, t, column + i) = y;
         if (ends) problem.last.at(group, track.batch)[column + i] = y;
-        next[i] = reset ? 0.0f : track.masked(to_float(y), column + i);
+        before[i] = reset ? 0.0f : to_float(y);
+        next[i] = reset ? 0.0f : track.multiplied(before[i], f, column + i);
       }
     }
     __syncthreads();

@@ -61,9 +61,11 @@ __global__ void __launch_bounds__(kStepThreads, 4) stepwise_kernel(const DeviceP
           const Track<T> row(problem, group, first_row + i);
           if (s == 0)
             y = to_sum(problem.seed.at(group, row.batch)[depth + k]);
-          else if (!row.reset_after(s - 1))
-            y = to_sum(*row.at(problem.output, row.time(s - 1), depth + k));
-          y = row.masked(y, depth + k);
+          else
+            y = row.before(s, depth + k);
+          const bool scaled = s > 0 && problem.leaks() && problem.transpose;
+          y = row.multiplied(y, scaled ? to_sum(*row.at(problem.factor, row.time(s - 1), depth + k)) : Sum<T>(0),
+                             depth + k);
         }
         states[k][i] = y;
       }
@@ -93,10 +95,10 @@ __global__ void __launch_bounds__(kStepThreads, 4) stepwise_kernel(const DeviceP
     for (int j = 0; j < kThreadColumns; ++j) {
       const int column = first_column + my_column + j;
       if (column >= hidden) continue;
-      Sum<T> a = row.carried(s, sums[i][j], column);
-      if (problem.input.data) a += to_sum(*row.at(problem.input, t, column));
+      const Sum<T> input = problem.input.data ? to_sum(*row.at(problem.input, t, column)) : Sum<T>(0);
       const Sum<T> f = uses_factor(problem.epilogue) ? to_sum(*row.at(problem.factor, t, column)) : Sum<T>(0);
-      const T y = rounded<T>(finish(problem.epilogue, a, f));
+      const T y = rounded<T>(
+          row.state(s, sums[i][j], input, f, problem.leaks() && s > 0 ? row.before(s, column) : Sum<T>(0), column));
       *row.at(problem.output, t, column) = y;
       if (s == row.steps - 1) problem.last.at(group, row.batch)[column] = y;
     }

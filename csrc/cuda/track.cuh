@@ -1,4 +1,5 @@
-// One row's way through time, and what becomes of its sums: what all variants of the kernels have in common.
+// One row's way through time, and what becomes of its sums (recurrence.h): what all variants of the kernels have in
+// common.
 //
 // On a GPU a row keeps its own time: its step s = 0, 1, ... is at t = s, or, reversed, at t = T_i - 1 - s. So every row
 // begins at s = 0, from its seed, and none has to wait for another; alive rows are those with s < T_i.
@@ -80,17 +81,19 @@ struct Track {
     return problem.rows.resets[later * problem.shape.batch + batch];
   }
 
-  // A state as M multiplies it.
-  __device__ __forceinline__ Sum<T> masked(Sum<T> y, int column) const {
-    return problem.masks_states() ? y * to_sum(problem.mask.at(group, batch)[column]) : y;
+  // y_{s-1}, s > 0, from the output; zero if it was reset.
+  __device__ __forceinline__ Sum<T> before(int s, int column) const {
+    return reset_after(s - 1) ? Sum<T>(0) : to_sum(*at(problem.output, time(s - 1), column));
   }
 
-  // The sum with which step s begins: M y_{s-1}, as it was added up, or what the seed has in its place.
-  __device__ __forceinline__ Sum<T> carried(int s, Sum<T> sum, int column) const {
-    if (s == 0 && problem.seed_kind != Seed::state)
-      return problem.seed_kind == Seed::product ? to_sum(problem.seed.at(group, batch)[column]) : Sum<T>(0);
-    return problem.masks_sums() ? sum * to_sum(problem.mask.at(group, batch)[column]) : sum;
+  // What M multiplies after a step, where the new state is y and the factor was f.
+  __device__ __forceinline__ Sum<T> multiplied(Sum<T> y, Sum<T> f, int column) const {
+    if (problem.masks_states()) return y * to_sum(problem.mask.at(group, batch)[column]);
+    return problem.leaks() && problem.transpose ? f * y : y;
   }
+
+  // The state of step s, from M y_{s-1}, the input, the factor, and y_{s-1} itself, zero if it was reset.
+  __device__ __forceinline__ Sum<T> state(int s, Sum<T> sum, Sum<T> input, Sum<T> f, Sum<T> before, int column) const;
 };
 
 // Within 2 ULP, and without a branch, so that no warp diverges and the verifier of races sees one path. Near zero an
@@ -120,6 +123,27 @@ __device__ __forceinline__ S finish(Epilogue epilogue, S a, S f) {
     case Epilogue::relu_derivative: return f <= S(0) ? S(0) : a;
     default: return f * a;
   }
+}
+
+template <class T>
+__device__ __forceinline__ Sum<T> Track<T>::state(int s, Sum<T> sum, Sum<T> input, Sum<T> f, Sum<T> before,
+                                                  int column) const {
+  const DeviceProblem<T>& p = problem;
+  const bool linear = uses_factor(p.epilogue), fresh = s == 0 && p.seed_kind != Seed::state;
+  Sum<T> seed = 0;
+  if (s == 0 && p.seed_kind != Seed::none) seed = to_sum(p.seed.at(group, batch)[column]);
+  // Where there is no state, the seed is all that arrives: not even zero times a NaN of W.
+  if (fresh)
+    sum = seed;
+  else if (p.masks_sums())
+    sum *= to_sum(p.mask.at(group, batch)[column]);
+  if (!p.leaks()) return finish(p.epilogue, sum + input, f);
+  if (linear && fresh) return input + sum;
+  const int t = time(linear && p.transpose ? s - 1 : s);
+  const Sum<T> z = p.kept.data ? Sum<T>(*at(p.kept, t, column)) : to_sum(*at(p.leak, t, column));
+  const Sum<T> kept = fresh ? Sum<T>(0) : z * (s == 0 ? seed : before);
+  if (linear) return input + kept + (p.transpose ? sum : f * sum);
+  return kept + (Sum<T>(1) - z) * finish(p.epilogue, sum + input, f);
 }
 
 }  // namespace rnn_ext::cuda

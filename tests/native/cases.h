@@ -63,8 +63,9 @@ struct Case {
   bool no_input;
   std::vector<int64_t> direction, length, alive_at, packed_at, order;
   int64_t row_count = 0;  // rows of a sequence tensor
-  std::vector<T> weight, input, factor, seed, mask;
+  std::vector<T> weight, input, factor, seed, mask, leak;
   std::unique_ptr<bool[]> resets;  // [T][B], or none
+  std::unique_ptr<bool[]> kept;    // the leak, where that is 0 or 1
 
   Case(const Shape& s, unsigned random_seed) : shape(s) {
     std::mt19937 random(random_seed);
@@ -107,6 +108,17 @@ struct Case {
     fill(factor, row_count * s.groups * s.hidden, 0.5);
     fill(seed, s.groups * s.batch * s.hidden, 1);
     if (pick(2)) fill(mask, s.groups * s.batch * s.hidden, 1);
+    if (may_leak(epilogue) && pick(2)) {
+      if (!uses_factor(epilogue)) transpose = false;
+      if (transpose && seed_kind == Seed::state) seed_kind = Seed::product;
+      fill(leak, row_count * s.groups * s.hidden, 1);
+      for (T& z : leak) z = Format<T>::nearest(std::clamp(Format<T>::value(z), 0.0, 1.0));
+      if (pick(2)) kept.reset(new bool[leak.size()]);
+      for (size_t i = 0; kept && i < leak.size(); ++i) {
+        kept[i] = Format<T>::value(leak[i]) > 0;
+        leak[i] = Format<T>::nearest(kept[i]);
+      }
+    }
     if (kind != Kind::packed && pick(2)) {
       resets.reset(new bool[s.time * s.batch]);
       for (int64_t i = 0; i < s.time * s.batch; ++i) resets[i] = pick(3) == 0;
@@ -141,6 +153,10 @@ Problem<T> problem_of(const Case<T>& c, Result<T>& r) {
   p.weight = {c.weight.data(), s.hidden, 1};
   if (!c.no_input) p.input = {c.input.data(), s.batch * c.columns(), c.columns()};
   p.factor = {c.factor.data(), s.batch * c.columns(), c.columns()};
+  if (c.kept)
+    p.kept = {c.kept.get(), s.batch * c.columns(), c.columns()};
+  else if (!c.leak.empty())
+    p.leak = {c.leak.data(), s.batch * c.columns(), c.columns()};
   p.seed = {c.seed.data(), s.batch * s.hidden, s.hidden};
   if (!c.mask.empty()) p.mask = {c.mask.data(), s.batch * s.hidden, s.hidden};
   p.output = {r.output.data(), s.batch * c.columns(), c.columns()};
@@ -168,27 +184,35 @@ Result<long double> expected(const Case<T>& c) {
         auto mask = [&](int64_t k) {
           return c.mask.empty() ? 1.0L : static_cast<long double>(value(c.mask[(g * s.batch + b) * s.hidden + k]));
         };
-        // M = W diag(mask) or its transpose; a 16-bit state is rounded when it is masked.
-        auto multiplied = [&](int64_t k) {
-          if (c.transpose || c.mask.empty()) return state[k];
-          const long double masked = state[k] * mask(k);
-          return sizeof(T) == 2 ? static_cast<long double>(value(Format<T>::nearest(masked))) : masked;
-        };
         const int64_t at = c.row(t, b) * c.columns() + g * s.hidden;
+        // A transposed call with a leak takes leak and factor of the step before.
+        const bool leaks = !c.leak.empty(), scaled = leaks && c.transpose;
+        const int64_t from = scaled && n > 0 ? c.row(forward ? t - 1 : t + 1, b) * c.columns() + g * s.hidden : at;
+        // M = W diag(mask) or its transpose; a 16-bit state is rounded when it is masked or scaled.
+        auto multiplied = [&](int64_t k) {
+          if (!scaled && (c.transpose || c.mask.empty())) return state[k];
+          const long double changed = state[k] * (scaled ? value(c.factor[from + k]) : mask(k));
+          return sizeof(T) == 2 ? static_cast<long double>(value(Format<T>::nearest(changed))) : changed;
+        };
         for (int64_t j = 0; j < s.hidden; ++j) {
-          long double a = c.no_input ? 0 : value(c.input[at + j]);
-          if (n == 0 && c.seed_kind == Seed::product)
-            a += value(seed[j]);
-          else
-            for (int64_t k = 0; k < s.hidden; ++k)
-              a += (c.transpose ? mask(j) * value(w[k * s.hidden + j]) : value(w[j * s.hidden + k])) * multiplied(k);
-          const long double f = value(c.factor[at + j]);
+          const bool seeded = n == 0 && c.seed_kind == Seed::product;
+          long double sum = seeded ? value(seed[j]) : 0;
+          for (int64_t k = 0; k < s.hidden && !seeded; ++k)
+            sum += (c.transpose ? mask(j) * value(w[k * s.hidden + j]) : value(w[j * s.hidden + k])) * multiplied(k);
+          const long double in = c.no_input ? 0 : value(c.input[at + j]), a = in + sum, f = value(c.factor[at + j]);
           switch (c.epilogue) {
             case Epilogue::tanh: next[j] = tanhl(a); break;
             case Epilogue::relu: next[j] = std::max(a, 0.0L); break;
             case Epilogue::tanh_derivative: next[j] = (1 - f * f) * a; break;
             case Epilogue::relu_derivative: next[j] = f > 0 ? a : 0; break;
             case Epilogue::given_derivative: next[j] = f * a; break;
+          }
+          if (leaks) {
+            const long double z = value(c.leak[from + j]);
+            if (!uses_factor(c.epilogue))
+              next[j] = z * state[j] + (1 - z) * next[j];
+            else
+              next[j] = in + (seeded ? sum : z * state[j] + (c.transpose ? sum : f * sum));
           }
         }
         for (int64_t j = 0; j < s.hidden; ++j) state[j] = sizeof(T) == 2 ? value(Format<T>::nearest(next[j])) : next[j];
@@ -212,9 +236,11 @@ int compare(const std::vector<T>& got, const std::vector<long double>& want, con
   for (long double x : want) scale = std::max<double>(scale, std::abs(static_cast<double>(x)));
   for (size_t i = 0; i < got.size(); ++i)
     CHECK(std::abs(static_cast<double>(Format<T>::value(got[i]) - want[i])) <= bound * scale,
-          "%s %s T=%ld B=%ld G=%ld H=%ld epilogue %d seed %d layout %d: element %zu is %.9g, should be %.9Lg", how,
-          what, long(c.shape.time), long(c.shape.batch), long(c.shape.groups), long(c.shape.hidden), int(c.epilogue),
-          int(c.seed_kind), int(c.kind), i, Format<T>::value(got[i]), want[i]);
+          "%s %s T=%ld B=%ld G=%ld H=%ld epilogue %d seed %d layout %d leak %d transpose %d: element %zu is "
+          "%.9g, should be %.9Lg",
+          how, what, long(c.shape.time), long(c.shape.batch), long(c.shape.groups), long(c.shape.hidden),
+          int(c.epilogue), int(c.seed_kind), int(c.kind), int(!c.leak.empty()), int(c.transpose), i,
+          Format<T>::value(got[i]), want[i]);
   return failures;
 }
 
