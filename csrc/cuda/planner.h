@@ -36,8 +36,8 @@ struct ResidentTile {
 };
 
 // A thread of the third has 64 weights in registers, of the 255 that it may use. One of the last may use 128; with 56
-// weights among them nvcc keeps all but two to five of its other values in registers too, and the rest of W, read from
-// shared memory once a step, just fits an A100's.
+// weights among them nvcc finds room for all but a few of its other values, and the rest of W, read from shared memory
+// once a step, just fits an A100's.
 constexpr ResidentTile kResidentTiles[] = {
     {32, 4, 4, 4, 4},
     {64, 4, 4, 4, 4},

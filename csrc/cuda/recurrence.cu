@@ -16,9 +16,9 @@ __global__ void copy_seed_to_last(const DeviceProblem<T> problem) {
         problem.seed_kind == Seed::state ? problem.seed.at(group, row)[k] : rounded<T>(Sum<T>(0));
 }
 
-template <class T, int kTile, int kRows>
+template <class T, int kTile, int kRows, bool kPlain>
 cudaError_t launch_tile(const DeviceProblem<T>& problem, const Plan& plan, LaunchConfig config) {
-  constexpr auto kernel = resident_kernel<T, kTile, kRows>;
+  constexpr auto kernel = resident_kernel<T, kTile, kRows, kPlain>;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
   return error ? error : launch(config, kernel, problem);
@@ -33,8 +33,12 @@ cudaError_t run_resident(const DeviceProblem<T>& problem, const Plan& plan, cuda
                       dim3(static_cast<unsigned>(plan.threads))};
   config.shared_bytes = plan.shared_bytes;
   config.stream = stream;
-  return plan.rows == 1 ? launch_tile<T, kTile, 1>(problem, plan, config)
-                        : launch_tile<T, kTile, kResidentTiles[kTile].rows>(problem, plan, config);
+  constexpr int kRows = kResidentTiles[kTile].rows;
+  if (plan.rows == 1)
+    return is_plain(problem) ? launch_tile<T, kTile, 1, true>(problem, plan, config)
+                             : launch_tile<T, kTile, 1, false>(problem, plan, config);
+  return is_plain(problem) ? launch_tile<T, kTile, kRows, true>(problem, plan, config)
+                           : launch_tile<T, kTile, kRows, false>(problem, plan, config);
 }
 
 template <class T>

@@ -46,7 +46,7 @@ __device__ __forceinline__ float from_word(const uint32_t* word, const T* elemen
 }
 
 // grid: tiles of kRows rows, groups.
-template <class T, int kTile, int kRows>
+template <class T, int kTile, int kRows, bool kPlain>
 __global__ void __launch_bounds__(kResidentTiles[kTile].threads(), 1) resident_kernel(const DeviceProblem<T> problem) {
   constexpr ResidentTile tile = kResidentTiles[kTile];
   constexpr int kHidden = tile.hidden, kOutputs = tile.outputs, kSlices = tile.slices(), kThreads = tile.threads();
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kResidentTiles[kTile].threads(), 1) resident_k
     const int row = first_row + n / kHidden, k = n % kHidden;
     float y = 0;
     if (problem.seed_kind == Seed::state && row < batch && k < hidden) {
-      const Track<T> track(problem, group, row);
+      const Track<T, kPlain> track(problem, group, row);
       y = track.multiplied(to_float(problem.seed.at(group, track.batch)[k]), 0.0f, k);
     }
     reinterpret_cast<float*>(states)[n] = y;
@@ -101,23 +101,27 @@ __global__ void __launch_bounds__(kResidentTiles[kTile].threads(), 1) resident_k
   }
   const int tile_row = first_sum / kOutputs, column = output + first_sum % kOutputs;
   const bool mine = slice % kSharers == 0 && first_row + tile_row < batch;
-  const Track<T> track(problem, group, mine ? first_row + tile_row : first_row);
+  const Track<T, kPlain> track(problem, group, mine ? first_row + tile_row : first_row);
   // Rows come in order of length: none of the block's has more steps than its first.
-  const int steps = mine ? track.steps : 0, longest = Track<T>(problem, group, first_row).steps;
+  const int steps = mine ? track.steps : 0, longest = Track<T, kPlain>(problem, group, first_row).steps;
   const int values = hidden - column < kValues ? hidden - column : kValues;  // may be negative
 
   const bool has_input = problem.input.data != nullptr, has_factor = uses_factor(problem.epilogue);
+  const T* const input_origin = track.origin(problem.input, column);
+  const T* const factor_origin = track.origin(problem.factor, column);
+  T* const output_origin = track.origin(problem.output, column);
   auto word = [&](int s, int what, int i) {
     return ahead + (((s % kAhead) * 2 + what) * kValues + i) * kThreads + thread;
   };
   auto fetch = [&](int s) {
     if (s < steps) {
       const int t = track.time(s);
+      const T* const input = input_origin + track.offset(problem.input, t);
+      const T* const factor = factor_origin + track.offset(problem.factor, t);
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
-        if (i >= values) break;
-        if (has_input) cp_async<4>(word(s, 0, i), word_of(track.at(problem.input, t, column + i)));
-        if (has_factor) cp_async<4>(word(s, 1, i), word_of(track.at(problem.factor, t, column + i)));
+        if (has_input && i < values) cp_async<4>(word(s, 0, i), word_of(input + i));
+        if (has_factor && i < values) cp_async<4>(word(s, 1, i), word_of(factor + i));
       }
     }
     cp_async_commit();
@@ -157,15 +161,19 @@ __global__ void __launch_bounds__(kResidentTiles[kTile].threads(), 1) resident_k
       const int t = track.time(s);
       const bool ends = s == steps - 1, reset = !ends && track.reset_after(s);
       float* const next = reinterpret_cast<float*>(states) + ((s + 1) % 2 * kRows + tile_row) * kHidden + column;
+      T* const output = output_origin + track.offset(problem.output, t);
+      T* const last = problem.last.at(group, track.batch) + column;
+      // Where the words' elements lie in them.
+      const T* const input_at = input_origin + track.offset(problem.input, t);
+      const T* const factor_at = factor_origin + track.offset(problem.factor, t);
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
-        if (i >= values) break;
-        float input = 0, f = 0;
-        if (has_input) input = from_word(word(s, 0, i), track.at(problem.input, t, column + i));
-        if (has_factor) f = from_word(word(s, 1, i), track.at(problem.factor, t, column + i));
+        if (i >= values) continue;
+        const float input = has_input ? from_word(word(s, 0, i), input_at + i) : 0.0f;
+        const float f = has_factor ? from_word(word(s, 1, i), factor_at + i) : 0.0f;
         const T y = rounded<T>(track.state(s, sums[i], input, f, before[i], column + i));
-        *track.at(problem.output, t, column + i) = y;
-        if (ends) problem.last.at(group, track.batch)[column + i] = y;
+        output[i] = y;
+        if (ends) last[i] = y;
         before[i] = reset ? 0.0f : to_float(y);
         next[i] = reset ? 0.0f : track.multiplied(before[i], f, column + i);
       }

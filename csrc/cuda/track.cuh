@@ -49,8 +49,15 @@ struct DeviceProblem : Problem<T> {
   }
 };
 
-// Row `row` of group `group`, rows in order of length.
+// Whether a problem has none of what few calls have: packed rows, resets, a mask, a leak. Its kernels then have none of
+// the instructions that ask for them at each step, which are more than those that multiply.
 template <class T>
+bool is_plain(const Problem<T>& p) {
+  return p.rows.padded() && !p.rows.resets && !p.mask.data && !p.leaks();
+}
+
+// Row `row` of group `group`, rows in order of length.
+template <class T, bool kPlain = false>
 struct Track {
   const DeviceProblem<T>& problem;
   // Four bytes are enough for each (planner.h), and leave registers to the weights; offsets into tensors need eight.
@@ -66,17 +73,26 @@ struct Track {
 
   __device__ __forceinline__ int time(int s) const { return reversed ? steps - 1 - s : s; }
 
-  // Column `column` of this row's part of a sequence, at time t.
+  // Column `column` of this row's part of a sequence is at origin + offset(t).
+  template <class E>
+  __device__ __forceinline__ E* origin(const Sequence<E>& sequence, int column) const {
+    return sequence.data + batch * sequence.row_stride + group * problem.shape.hidden + column;
+  }
+  template <class E>
+  __device__ __forceinline__ int64_t offset(const Sequence<E>& sequence, int t) const {
+    if (kPlain || problem.rows.padded()) return t * sequence.time_stride;
+    return problem.rows.packed_at[t] * sequence.row_stride;
+  }
   template <class E>
   __device__ __forceinline__ E* at(const Sequence<E>& sequence, int t, int column) const {
-    const int64_t time_offset =
-        problem.rows.padded() ? t * sequence.time_stride : problem.rows.packed_at[t] * sequence.row_stride;
-    return sequence.data + time_offset + batch * sequence.row_stride + group * problem.shape.hidden + column;
+    return origin(sequence, column) + offset(sequence, t);
   }
+
+  __device__ __forceinline__ bool leaks() const { return !kPlain && problem.leaks(); }
 
   // Whether zeros stand in place of the state that step s leaves; 0 <= s < steps - 1.
   __device__ __forceinline__ bool reset_after(int s) const {
-    if (!problem.rows.resets) return false;
+    if (kPlain || !problem.rows.resets) return false;
     const int later = reversed ? time(s) : time(s) + 1;
     return problem.rows.resets[later * problem.shape.batch + batch];
   }
@@ -88,6 +104,7 @@ struct Track {
 
   // What M multiplies after a step, where the new state is y and the factor was f.
   __device__ __forceinline__ Sum<T> multiplied(Sum<T> y, Sum<T> f, int column) const {
+    if (kPlain) return y;
     if (problem.masks_states()) return y * to_sum(problem.mask.at(group, batch)[column]);
     return problem.leaks() && problem.transpose ? f * y : y;
   }
@@ -125,9 +142,9 @@ __device__ __forceinline__ S finish(Epilogue epilogue, S a, S f) {
   }
 }
 
-template <class T>
-__device__ __forceinline__ Sum<T> Track<T>::state(int s, Sum<T> sum, Sum<T> input, Sum<T> f, Sum<T> before,
-                                                  int column) const {
+template <class T, bool kPlain>
+__device__ __forceinline__ Sum<T> Track<T, kPlain>::state(int s, Sum<T> sum, Sum<T> input, Sum<T> f, Sum<T> before,
+                                                          int column) const {
   const DeviceProblem<T>& p = problem;
   const bool linear = uses_factor(p.epilogue), fresh = s == 0 && p.seed_kind != Seed::state;
   Sum<T> seed = 0;
@@ -135,9 +152,9 @@ __device__ __forceinline__ Sum<T> Track<T>::state(int s, Sum<T> sum, Sum<T> inpu
   // Where there is no state, the seed is all that arrives: not even zero times a NaN of W.
   if (fresh)
     sum = seed;
-  else if (p.masks_sums())
+  else if (!kPlain && p.masks_sums())
     sum *= to_sum(p.mask.at(group, batch)[column]);
-  if (!p.leaks()) return finish(p.epilogue, sum + input, f);
+  if (!leaks()) return finish(p.epilogue, sum + input, f);
   if (linear && fresh) return input + sum;
   const int t = time(linear && p.transpose ? s - 1 : s);
   const Sum<T> z = p.kept.data ? Sum<T>(*at(p.kept, t, column)) : to_sum(*at(p.leak, t, column));
