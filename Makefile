@@ -17,7 +17,7 @@ STAMP := $(VENV)/.requirements
 CMAKE := $(BIN)/cmake
 SOURCES := csrc/ tests/native/
 
-.PHONY: demo test test-native test-sanitizers test-python cuda test-cuda-emulated test-cuda-build test-gpu lint format bench build clean
+.PHONY: demo test test-native test-sanitizers test-python cuda cuda-cost test-cuda-emulated test-cuda-build test-gpu lint format bench build clean
 
 demo: build
 	$(BIN)/python examples/char_rnn.py
@@ -45,6 +45,11 @@ test-sanitizers: $(STAMP)
 cuda: $(STAMP)
 	$(CMAKE) -S . -B build/native -G Ninja >/dev/null
 	$(CMAKE) --build build/native --target cuda
+
+# And what a step of them costs, from their machine code; fails where one spills more than it did, or has a bank conflict.
+cuda-cost: $(STAMP)
+	$(BIN)/pip install --quiet --group cuda
+	$(BIN)/python -m benchmarks.cuda_cost
 
 # The Python suite through the CUDA kernels, executed by the emulator in place of the CPU's: what has tensors small
 # enough for a thread of the CPU to stand in for each of a GPU's.

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import compare, cores, kernels, report, worker
+from benchmarks import compare, cores, cuda_cost, kernels, report, worker
 from benchmarks import peers as peers_package
 from benchmarks.grid import BATCH_SWEEP, FORWARD, FULL, HIDDEN_SWEEP, MODES, QUICK, TRAINING, Shape
 from benchmarks.limits import Level, Limits
@@ -345,3 +345,17 @@ def test_from_the_command_line_to_the_pictures(tmp_path: Path, capsys: pytest.Ca
     assert (out / "report.md").read_text() == report.text(data)
     for name in ("time_per_step_1.png", "roofline_1.png", "ratios_1.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG"), name
+
+
+def test_cuda_cost_names_kernels_and_refuses_without_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "_ZN7rnn_ext4cuda15resident_kernelI{}Li2ELi4ELb1EEEvNS0_13DeviceProblemIT_EE"
+    for mangled, dtype in (("f", "float32"), ("NS_4halfE", "float16"), ("NS_8bfloat16E", "bfloat16")):
+        assert cuda_cost.identity(name.format(mangled)) == (dtype, 2, 4, True)
+    kernel = cuda_cost.Cost("sm_90", "float32", 128, 4, True, 146, 0, 0, 694, 1420, 512)
+    assert "694" in cuda_cost.table([kernel])
+    assert cuda_cost.too_much([kernel]) == []
+    assert cuda_cost.too_much([kernel._replace(conflicts=1)])
+    assert cuda_cost.too_much([kernel._replace(spilled=cuda_cost.SPILLED + 1)])
+    monkeypatch.setattr(cuda_cost, "tools", lambda: {"PATH": "/nowhere"})
+    with pytest.raises(SystemExit, match="nvcc is not on PATH; `make cuda-cost` installs all but nvcc"):
+        cuda_cost.main([])

@@ -33,6 +33,8 @@ struct ResidentTile {
   constexpr int slices() const { return hidden / depth; }
   constexpr int threads() const { return hidden / outputs * slices(); }
   constexpr int chunks() const { return outputs * depth / 4; }
+  // Elements between the states of neighbouring rows: a warp writes all rows' at once, and they meet different banks.
+  constexpr int stride(int rows) const { return hidden + (rows > 1 ? 32 / rows : 0); }
 };
 
 // A thread of the third has 64 weights in registers, of the 255 that it may use. One of the last may use 128; with 56
@@ -53,7 +55,7 @@ constexpr int kAhead = 3;
 // inputs and factors ahead of time, a word for each value that a thread finishes.
 constexpr int64_t resident_shared_bytes(const ResidentTile& tile, int rows) {
   const int values = rows * tile.outputs > tile.slices() ? rows * tile.outputs / tile.slices() : 1;
-  const int64_t states = 2 * rows * tile.hidden, weights = 4 * (tile.chunks() - tile.held);
+  const int64_t states = 2 * rows * tile.stride(rows), weights = 4 * (tile.chunks() - tile.held);
   return 4 * (states + (weights + kAhead * 2 * values) * tile.threads());
 }
 

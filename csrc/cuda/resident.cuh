@@ -49,9 +49,9 @@ __device__ __forceinline__ float from_word(const uint32_t* word, const T* elemen
 template <class T, int kTile, int kRows, bool kPlain>
 __global__ void __launch_bounds__(kResidentTiles[kTile].threads(), 1) resident_kernel(const DeviceProblem<T> problem) {
   constexpr ResidentTile tile = kResidentTiles[kTile];
-  constexpr int kHidden = tile.hidden, kOutputs = tile.outputs, kSlices = tile.slices(), kThreads = tile.threads();
+  constexpr int kOutputs = tile.outputs, kSlices = tile.slices(), kThreads = tile.threads();
   constexpr int kChunks = tile.chunks(), kHeld = tile.held;
-  constexpr int kSums = kRows * kOutputs;
+  constexpr int kSums = kRows * kOutputs, kStride = tile.stride(kRows);
   // What a thread finishes, neighbours in one row; or the sharers of each sum, of which the first finishes it.
   constexpr int kValues = kSums > kSlices ? kSums / kSlices : 1, kSharers = kSums < kSlices ? kSlices / kSums : 1;
 
@@ -59,8 +59,8 @@ __global__ void __launch_bounds__(kResidentTiles[kTile].threads(), 1) resident_k
   const int hidden = static_cast<int>(problem.shape.hidden), batch = static_cast<int>(problem.shape.batch);
   const int group = static_cast<int>(blockIdx.y), first_row = static_cast<int>(blockIdx.x) * kRows;
 
-  float4* const states = dynamic_shared<float4>();           // [2][kRows][kHidden / 4]
-  float4* const weights = states + 2 * kRows * kHidden / 4;  // [kChunks - kHeld][kThreads]
+  float4* const states = dynamic_shared<float4>();           // [2][kRows][kStride / 4]
+  float4* const weights = states + 2 * kRows * kStride / 4;  // [kChunks - kHeld][kThreads]
   uint32_t* const ahead = reinterpret_cast<uint32_t*>(weights + (kChunks - kHeld) * kThreads);
 
   // W, zero beyond H. Chunk n is of row n % kOutputs, the thread's n / kOutputs-th along the depth.
@@ -82,15 +82,15 @@ __global__ void __launch_bounds__(kResidentTiles[kTile].threads(), 1) resident_k
   }
 
   // Seeds, and zeros beyond H and beyond the batch.
-  for (int n = thread; n < kRows * kHidden; n += kThreads) {
-    const int row = first_row + n / kHidden, k = n % kHidden;
+  for (int n = thread; n < kRows * kStride; n += kThreads) {
+    const int row = first_row + n / kStride, k = n % kStride;
     float y = 0;
     if (problem.seed_kind == Seed::state && row < batch && k < hidden) {
       const Track<T, kPlain> track(problem, group, row);
       y = track.multiplied(to_float(problem.seed.at(group, track.batch)[k]), 0.0f, k);
     }
     reinterpret_cast<float*>(states)[n] = y;
-    reinterpret_cast<float*>(states)[kRows * kHidden + n] = 0;
+    reinterpret_cast<float*>(states)[kRows * kStride + n] = 0;
   }
 
   // Which of the scattered sums are this thread's: the same at every step.
@@ -132,13 +132,13 @@ __global__ void __launch_bounds__(kResidentTiles[kTile].threads(), 1) resident_k
 
   for (int s = 0; s < longest; ++s) {
     fetch(s + kAhead - 1);
-    const float4* const previous = states + (s % 2) * kRows * kHidden / 4;
+    const float4* const previous = states + (s % 2) * kRows * kStride / 4;
     float sums[kSums] = {};
 #pragma unroll
     for (int q = 0; q < kChunks / kOutputs; ++q) {
       float4 y[kRows];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) y[r] = previous[r * kHidden / 4 + q * kSlices + slice];
+      for (int r = 0; r < kRows; ++r) y[r] = previous[r * kStride / 4 + q * kSlices + slice];
 #pragma unroll
       for (int j = 0; j < kOutputs; ++j) {
         const int n = q * kOutputs + j;
@@ -160,12 +160,13 @@ __global__ void __launch_bounds__(kResidentTiles[kTile].threads(), 1) resident_k
     if (s < steps) {
       const int t = track.time(s);
       const bool ends = s == steps - 1, reset = !ends && track.reset_after(s);
-      float* const next = reinterpret_cast<float*>(states) + ((s + 1) % 2 * kRows + tile_row) * kHidden + column;
+      float* const next = reinterpret_cast<float*>(states) + ((s + 1) % 2 * kRows + tile_row) * kStride + column;
       T* const output = output_origin + track.offset(problem.output, t);
       T* const last = problem.last.at(group, track.batch) + column;
       // Where the words' elements lie in them.
       const T* const input_at = input_origin + track.offset(problem.input, t);
       const T* const factor_at = factor_origin + track.offset(problem.factor, t);
+      float multiplied[kValues] = {};
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
         if (i >= values) continue;
@@ -175,8 +176,13 @@ __global__ void __launch_bounds__(kResidentTiles[kTile].threads(), 1) resident_k
         output[i] = y;
         if (ends) last[i] = y;
         before[i] = reset ? 0.0f : to_float(y);
-        next[i] = reset ? 0.0f : track.multiplied(before[i], f, column + i);
+        multiplied[i] = reset ? 0.0f : track.multiplied(before[i], f, column + i);
       }
+      static_assert(kValues <= 2, "stored as one");
+      if constexpr (kValues == 2)
+        *reinterpret_cast<float2*>(next) = make_float2(multiplied[0], multiplied[1]);
+      else
+        *next = multiplied[0];
     }
     __syncthreads();
   }
