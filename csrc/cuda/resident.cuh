@@ -37,6 +37,7 @@ __device__ __forceinline__ void add_and_scatter(float (&v)[kSize], int slice, in
 // The aligned word of four bytes with an element in it; cp.async copies no less. Allocations are made of whole words.
 template <class T>
 __device__ __forceinline__ const void* word_of(const T* element) {
+  if constexpr (sizeof(T) == 4) return element;
   return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(element) & ~uintptr_t(3));
 }
 template <class T>
