@@ -99,7 +99,8 @@ def rnn(
         RuntimeError: a shape or dtype that does not fit.
     """
     _check_nonlinearity(nonlinearity)
-    check_probabilities(recurrent_dropout=recurrent_dropout, zoneout=zoneout)
+    if recurrent_dropout or zoneout:
+        check_probabilities(recurrent_dropout=recurrent_dropout, zoneout=zoneout)
     directions = 2 if bidirectional else 1
     if not weights or len(weights) % directions:
         raise ValueError(

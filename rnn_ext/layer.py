@@ -121,14 +121,17 @@ class Layer(torch.autograd.Function):
         s_rows = s.reshape(-1, s.shape[-1])
         w_ih_bar = s_rows.t() @ x.reshape(-1, x.shape[-1]) if need_w_ih else None
         b_bar = s_rows.sum(0) if need_b_ih or need_b_hh else None
+        b_hh_bar = b_bar
+        if need_b_hh and b_bar is not None and len(ctx.direction) > 1:
+            # A tensor of its own. Where these are two directions' biases in one, autograd keeps views of what it gets
+            # here as the parameters' gradients, and one that is added to or clipped must not change the other.
+            b_hh_bar = b_bar.clone()
         return (
             s @ w_ih if need_x else None,
             h0_bar,
             w_ih_bar,
             w_hh_bar,
             b_bar if need_b_ih else None,
-            # A tensor of its own. Where these are two directions' biases in one, autograd keeps views of what it gets
-            # here as the parameters' gradients, and one that is added to or clipped must not change the other.
-            b_bar.clone() if need_b_hh and b_bar is not None else None,
+            b_hh_bar if need_b_hh else None,
             *(None,) * 7,
         )

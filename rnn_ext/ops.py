@@ -71,7 +71,8 @@ def recurrence(
     Raises:
         RuntimeError: a shape, dtype or device that does not fit; the message names the argument.
     """
-    dispatch.check_constant(mask=mask, leak=leak)
+    if mask is not None or leak is not None:
+        dispatch.check_constant(mask=mask, leak=leak)
     args = (u, h0, w, batch_sizes, lengths, reset, mask, leak, nonlinearity, tuple(direction))
     if dispatch.use_reference(u):
         return reference.recurrence(*args)
@@ -114,7 +115,8 @@ def linear_recurrence(
     Raises:
         RuntimeError: a shape, dtype or device that does not fit; the message names the argument.
     """
-    dispatch.check_constant(mask=mask)
+    if mask is not None:
+        dispatch.check_constant(mask=mask)
     args = (v, seed, w, factor, batch_sizes, lengths, reset, mask, derivative, seed_kind, transpose, tuple(direction))
     if dispatch.use_reference(factor):
         return reference.linear_recurrence(*args)
