@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,17 +44,17 @@ class Fold:
             return None
         return self._mapped(t, dim, 0).flatten(0, 1) if self.into_groups else self._mapped(t, dim, 2).flatten(1, 2)
 
-    def weight(self, t: Tensor, dim: int | None) -> Tensor:
+    def w(self, t: Tensor, dim: int | None) -> Tensor:
         """``(G*H, H)``."""
         return self._mapped(t, dim, 0).flatten(0, 1) if self.into_groups else t
 
-    def ragged(self, batch_sizes: Tensor | None, lengths: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        if self.into_groups:
-            return batch_sizes, lengths
-        return (
-            None if batch_sizes is None else batch_sizes * self.size,
-            None if lengths is None else torch.repeat_interleave(lengths, self.size),
-        )
+    def batch_sizes(self, t: Tensor | None) -> Tensor | None:
+        """``(T,)``."""
+        return t if t is None or self.into_groups else t * self.size
+
+    def lengths(self, t: Tensor | None) -> Tensor | None:
+        """``(B,)``."""
+        return t if t is None or self.into_groups else torch.repeat_interleave(t, self.size)
 
     def reset(self, t: Tensor | None, dim: int | None) -> Tensor | None:
         """``(T, B)``."""
@@ -71,3 +73,27 @@ class Fold:
         if self.into_groups:
             return (h.unflatten(-1, (self.size, -1)), h_n.unflatten(0, (self.size, groups))), (h.dim() - 1, 0)
         return (h.unflatten(-2, (-1, self.size)), h_n.unflatten(1, (-1, self.size))), (h.dim() - 1, 2)
+
+    def argument(self, name: str, value: Any, dim: int | None) -> Any:
+        """An argument of a primitive, by its name."""
+        if name in ("u", "v", "factor", "leak"):
+            return self.rows(value, dim)
+        if name in ("h0", "seed", "mask"):
+            return self.states(value, dim)
+        if name in ("w", "reset"):
+            return getattr(self, name)(value, dim)
+        return getattr(self, name)(value) if name in ("batch_sizes", "lengths", "direction") else value
+
+
+def vmap_of(primitive: Callable[..., tuple[Tensor, Tensor]]) -> Any:
+    """The static method ``vmap`` of a primitive's ``torch.autograd.Function``, whose arguments are the primitive's."""
+    names = tuple(inspect.signature(primitive).parameters)
+
+    def vmap(info: Any, in_dims: Sequence[Any], *args: Any) -> Any:
+        dims = dict(zip(names, in_dims, strict=True))
+        given = dict(zip(names, args, strict=True))
+        fold = Fold(info.batch_size, dims["w"] is not None, (dims["batch_sizes"], dims["lengths"]))
+        out = primitive(**{name: fold.argument(name, value, dims[name]) for name, value in given.items()})
+        return fold.outputs(out, len(given["direction"]))
+
+    return staticmethod(vmap)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rnn_ext import dispatch, reference
-from rnn_ext.batching import Fold
+from rnn_ext.batching import vmap_of
 from rnn_ext.layout import Layout, last, previous, without_padding
 from rnn_ext.transition import Transition, sums
 
@@ -178,20 +178,7 @@ class LeakyLinearRecurrence(torch.autograd.Function):
             factor_bar = c * previous(m.of(y), None if state is None else m.of_states(state), m.layout)
         return (v_bar if need_v else None, seed_bar, w_bar, factor_bar, *(None,) * 8)
 
-    @staticmethod
-    def vmap(info, in_dims, *args):  # type: ignore[no-untyped-def]
-        v, seed, w, factor, leak, batch_sizes, lengths, reset, mask, seed_kind, transpose, direction = args
-        fold = Fold(info.batch_size, in_dims[2] is not None, in_dims[5:7])
-        v, factor, leak = (fold.rows(t, in_dims[i]) for i, t in ((0, v), (3, factor), (4, leak)))
-        assert factor is not None and leak is not None
-        seed, w = fold.states(seed, in_dims[1]), fold.weight(w, in_dims[2])
-        batch_sizes, lengths = fold.ragged(batch_sizes, lengths)
-        reset, mask = fold.reset(reset, in_dims[7]), fold.states(mask, in_dims[8])
-        out = leaky_linear_recurrence(
-            *(v, seed, w, factor, leak, batch_sizes, lengths, reset, mask),
-            *(seed_kind, transpose, fold.direction(direction)),
-        )
-        return fold.outputs(out, len(direction))
+    vmap = vmap_of(leaky_linear_recurrence)
 
     @staticmethod
     def jvp(ctx, v_dot, seed_dot, w_dot, factor_dot, *_):  # type: ignore[no-untyped-def]

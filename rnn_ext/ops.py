@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rnn_ext import dispatch, leaky, reference
-from rnn_ext.batching import Fold
+from rnn_ext.batching import vmap_of
 from rnn_ext.dispatch import has_kernel, plain_reverse_mode, recorded
 from rnn_ext.layout import Layout, last, without_padding
 from rnn_ext.leaky import leaky_linear_recurrence
@@ -200,14 +200,7 @@ class Recurrence(torch.autograd.Function):
         )
         return s, h0_bar, w_bar, *(None,) * 7
 
-    @staticmethod
-    def vmap(info, in_dims, u, h0, w, batch_sizes, lengths, reset, mask, leak, nonlinearity, direction):  # type: ignore[no-untyped-def]
-        fold = Fold(info.batch_size, in_dims[2] is not None, in_dims[3:5])
-        u, h0, w = fold.rows(u, in_dims[0]), fold.states(h0, in_dims[1]), fold.weight(w, in_dims[2])
-        batch_sizes, lengths = fold.ragged(batch_sizes, lengths)
-        reset, mask, leak = fold.reset(reset, in_dims[5]), fold.states(mask, in_dims[6]), fold.rows(leak, in_dims[7])
-        out = recurrence(u, h0, w, batch_sizes, lengths, reset, mask, leak, nonlinearity, fold.direction(direction))
-        return fold.outputs(out, len(direction))
+    vmap = vmap_of(recurrence)
 
     @staticmethod
     def jvp(ctx, u_dot, h0_dot, w_dot, *_):  # type: ignore[no-untyped-def]
@@ -268,20 +261,7 @@ class LinearRecurrence(torch.autograd.Function):
             factor_bar = d_bar if ctx.derivative == "given" else -2 * factor * d_bar
         return a_bar if need_v else None, seed_bar, w_bar, factor_bar, *(None,) * 8
 
-    @staticmethod
-    def vmap(info, in_dims, *args):  # type: ignore[no-untyped-def]
-        v, seed, w, factor, batch_sizes, lengths, reset, mask, derivative, seed_kind, transpose, direction = args
-        fold = Fold(info.batch_size, in_dims[2] is not None, in_dims[4:6])
-        v, factor = fold.rows(v, in_dims[0]), fold.rows(factor, in_dims[3])
-        assert factor is not None
-        seed, w = fold.states(seed, in_dims[1]), fold.weight(w, in_dims[2])
-        batch_sizes, lengths = fold.ragged(batch_sizes, lengths)
-        reset, mask = fold.reset(reset, in_dims[6]), fold.states(mask, in_dims[7])
-        out = linear_recurrence(
-            *(v, seed, w, factor, batch_sizes, lengths, reset, mask),
-            *(derivative, seed_kind, transpose, fold.direction(direction)),
-        )
-        return fold.outputs(out, len(direction))
+    vmap = vmap_of(linear_recurrence)
 
     @staticmethod
     def jvp(ctx, v_dot, seed_dot, w_dot, factor_dot, *_):  # type: ignore[no-untyped-def]
