@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+import rnn_ext
 
 
 def assert_as_accurate(ours: Tensor, theirs: Tensor, exact: Tensor, what: str, scale: float = 0.0) -> None:
@@ -34,3 +37,39 @@ def assert_as_accurate(ours: Tensor, theirs: Tensor, exact: Tensor, what: str, s
         f"{what}: shape {tuple(ours.shape)}, element {worst} is off by {our_error.flatten()[worst].item():.3g}, "
         f"PyTorch in {ours.dtype} by at most {their_error:.3g}"
     )
+
+
+def cell_loop(
+    module: rnn_ext.RNN,
+    x: Tensor,
+    hx: Tensor,
+    leaks: list[Tensor] | None = None,
+    masks: list[Tensor] | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The definition of a module's forward pass, a cell at a time.
+
+    ``leaks`` are z of each layer, ``(T, B, directions * H)``, and ``masks`` m, ``(directions, B, H)``; None for none.
+    """
+    directions, hidden = 2 if module.bidirectional else 1, module.hidden_size
+    if leaks is None:
+        leaks = [x.new_zeros(len(x), 1, directions * hidden)] * module.num_layers
+    phi = {"tanh": torch.tanh, "relu": torch.relu}[module.nonlinearity]
+    states = []
+    for k, leak in enumerate(leaks):
+        outputs = []
+        for d in range(directions):
+            w_ih, w_hh, b_ih, b_hh = module.all_weights[k * directions + d]
+            h, found = hx[k * directions + d], [Tensor()] * len(x)
+            steps = range(len(x))[:: 1 - 2 * d]
+            for t in steps:
+                if reset is not None and (d == 0 or t != steps[0]):
+                    h = h.masked_fill(reset[t + d].unsqueeze(1), 0)
+                z = leak[t][:, d * hidden : (d + 1) * hidden]
+                masked = h if masks is None else masks[k][d] * h
+                h = z * h + (1 - z) * phi(F.linear(x[t], w_ih, b_ih) + F.linear(masked, w_hh, b_hh))
+                found[t] = h
+            outputs.append(torch.stack(found))
+            states.append(h)
+        x = torch.cat(outputs, -1)
+    return x, torch.stack(states)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import cell_loop
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -138,23 +139,6 @@ def test_vmap_over_resets() -> None:
         torch.func.vmap(states)(resets, torch.stack([w] * 3))
 
 
-def masked_loop(module: rnn_ext.RNN, x: Tensor, hx: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The definition, a cell at a time."""
-    directions = 2 if module.bidirectional else 1
-    states = []
-    for k, mask in enumerate(masks):
-        outputs = []
-        for d in range(directions):
-            w_ih, w_hh, b_ih, b_hh = module.all_weights[k * directions + d]
-            h, found = hx[k * directions + d], [Tensor()] * len(x)
-            for t in range(len(x))[:: 1 - 2 * d]:
-                found[t] = h = torch.tanh(F.linear(x[t], w_ih, b_ih) + F.linear(mask[d] * h, w_hh, b_hh))
-            outputs.append(torch.stack(found))
-            states.append(h)
-        x = torch.cat(outputs, -1)
-    return x, torch.stack(states)
-
-
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("time", [1, 6])
 @pytest.mark.parametrize("kind", ["padded", "packed", "checkpoints", "no gradient"])
@@ -165,7 +149,7 @@ def test_recurrent_dropout(kind: str, time: int, bidirectional: bool) -> None:
     hx = torch.randn(2 * directions, batch, 5, dtype=torch.float64, requires_grad=True)
     torch.manual_seed(7)
     masks = [F.dropout(torch.ones(directions, batch, 5, dtype=torch.float64), p) for _ in range(2)]
-    expected = masked_loop(module, x, hx, masks)
+    expected = cell_loop(module, x, hx, masks=masks)
     torch.manual_seed(7)
     if kind == "packed":
         packed, h_n = module(nn.utils.rnn.pack_padded_sequence(x, torch.full((batch,), time)), hx)
@@ -182,7 +166,7 @@ def test_recurrent_dropout(kind: str, time: int, bidirectional: bool) -> None:
     grads = [torch.autograd.grad(y.sin().sum() + last.sum(), inputs) for y, last in ((output, h_n), expected)]
     torch.testing.assert_close(*grads)
     assert not torch.equal(module.train()(x, hx)[1], module(x, hx)[1])  # a new draw each time
-    torch.testing.assert_close(module.eval()(x, hx), masked_loop(module, x, hx, [torch.ones(directions, 1, 1)] * 2))
+    torch.testing.assert_close(module.eval()(x, hx), cell_loop(module, x, hx, masks=[torch.ones(directions, 1, 1)] * 2))
 
 
 def test_recurrent_dropout_of_a_module() -> None:

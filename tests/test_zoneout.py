@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import cell_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,37 +18,6 @@ import rnn_ext
 from rnn_ext import functional, ops
 
 P, HIDDEN = 0.4, 5
-
-
-def loop(
-    module: rnn_ext.RNN,
-    x: Tensor,
-    hx: Tensor,
-    leaks: list[Tensor],
-    masks: list[Tensor] | None = None,
-    reset: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The definition, a cell at a time. ``leaks`` are z of each layer, ``(T, B, directions * H)``."""
-    directions, hidden = 2 if module.bidirectional else 1, module.hidden_size
-    phi = {"tanh": torch.tanh, "relu": torch.relu}[module.nonlinearity]
-    states = []
-    for k, leak in enumerate(leaks):
-        outputs = []
-        for d in range(directions):
-            w_ih, w_hh, b_ih, b_hh = module.all_weights[k * directions + d]
-            h, found = hx[k * directions + d], [Tensor()] * len(x)
-            steps = range(len(x))[:: 1 - 2 * d]
-            for t in steps:
-                if reset is not None and (d == 0 or t != steps[0]):
-                    h = h.masked_fill(reset[t + d].unsqueeze(1), 0)
-                z = leak[t][:, d * hidden : (d + 1) * hidden]
-                masked = h if masks is None else masks[k][d] * h
-                h = z * h + (1 - z) * phi(F.linear(x[t], w_ih, b_ih) + F.linear(masked, w_hh, b_hh))
-                found[t] = h
-            outputs.append(torch.stack(found))
-            states.append(h)
-        x = torch.cat(outputs, -1)
-    return x, torch.stack(states)
 
 
 def drawn(shape: tuple[int, ...]) -> Tensor:
@@ -81,7 +51,7 @@ def test_training(kind: str, time: int, bidirectional: bool) -> None:
     )
     options: dict[str, Any] = {"reset": torch.rand(shape[:2]) < 0.4} if kind == "reset" else {}
     torch.manual_seed(7)
-    expected = loop(module, x, hx, [drawn(shape) for _ in range(2)], **options)
+    expected = cell_loop(module, x, hx, [drawn(shape) for _ in range(2)], **options)
     torch.manual_seed(7)
     if kind == "batch first":
         output, h_n = module(x.transpose(0, 1), hx)
@@ -102,9 +72,9 @@ def test_training(kind: str, time: int, bidirectional: bool) -> None:
 def test_eval_is_the_expectation(time: int, bidirectional: bool, nonlinearity: str) -> None:
     module, x, hx, shape = case(time, bidirectional, nonlinearity=nonlinearity)
     expectation = torch.full(shape, P, dtype=torch.float64)
-    assert_same(module, x, hx, module.eval()(x, hx), loop(module, x, hx, [expectation] * 2))
+    assert_same(module, x, hx, module.eval()(x, hx), cell_loop(module, x, hx, [expectation] * 2))
     with torch.no_grad():
-        torch.testing.assert_close(module(x, hx), loop(module, x, hx, [expectation] * 2))
+        torch.testing.assert_close(module(x, hx), cell_loop(module, x, hx, [expectation] * 2))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -121,7 +91,8 @@ def test_ragged(bidirectional: bool, kind: str, training: bool) -> None:
     if training and kind != "lengths":
         z = nn.utils.rnn.pad_packed_sequence(nn.utils.rnn.PackedSequence(z, packed.batch_sizes))[0]
     pieces = [
-        loop(module, x[:n, i : i + 1], hx[:, i : i + 1], [z[:n, i : i + 1]]) for i, n in enumerate(lengths.tolist())
+        cell_loop(module, x[:n, i : i + 1], hx[:, i : i + 1], [z[:n, i : i + 1]])
+        for i, n in enumerate(lengths.tolist())
     ]
     output = torch.cat([F.pad(y, (0, 0, 0, 0, 0, 6 - len(y))) for y, _ in pieces], 1)
     expected = output, torch.cat([h_n for _, h_n in pieces], 1)
@@ -160,7 +131,7 @@ def test_checkpoints(bidirectional: bool) -> None:
                 leak[part] = drawn(tuple(leak[part].shape))
     torch.manual_seed(7)
     found = module(x, hx, checkpoint_every=every)
-    assert_same(module, x, hx, found, loop(module, x, hx, leaks))
+    assert_same(module, x, hx, found, cell_loop(module, x, hx, leaks))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -172,7 +143,7 @@ def test_beside_recurrent_dropout(time: int, training: bool) -> None:
     masks = [F.dropout(ones, 0.3, training) for _ in range(2)]
     leaks = [drawn(shape) if training else torch.full(shape, P, dtype=torch.float64) for _ in range(2)]
     torch.manual_seed(7)
-    assert_same(module, x, hx, module.train(training)(x, hx), loop(module, x, hx, leaks, masks))
+    assert_same(module, x, hx, module.train(training)(x, hx), cell_loop(module, x, hx, leaks, masks))
 
 
 @settings(max_examples=30)
@@ -193,7 +164,7 @@ def test_second_order(time: int, hidden: int, bidirectional: bool, training: boo
         return torch.autograd.grad(sum(g.pow(2).sum() for g in first), inputs)
 
     def definition() -> tuple[Tensor, Tensor]:
-        return loop(module, x, hx, [drawn(shape) if training else torch.full(shape, P, dtype=torch.float64)])
+        return cell_loop(module, x, hx, [drawn(shape) if training else torch.full(shape, P, dtype=torch.float64)])
 
     torch.testing.assert_close(second(lambda: module(x, hx)), second(definition))
 
@@ -226,7 +197,7 @@ def test_transforms(training: bool) -> None:
     _, tangent = torch.func.jvp(lambda x: module(x)[0], (x.detach(),), (values,))
     leaks = (torch.manual_seed(7), [drawn(shape) for _ in range(2)])[1]
     zeros = torch.zeros(4, 3, HIDDEN, dtype=torch.float64)
-    expected = torch.func.jvp(lambda x: loop(module, x, zeros, leaks)[0], (x.detach(),), (values,))[1]
+    expected = torch.func.jvp(lambda x: cell_loop(module, x, zeros, leaks)[0], (x.detach(),), (values,))[1]
     torch.testing.assert_close(tangent, expected)
 
 
