@@ -17,7 +17,8 @@ STAMP := $(VENV)/.requirements
 CMAKE := $(BIN)/cmake
 SOURCES := csrc/ tests/native/
 
-.PHONY: demo test test-native test-sanitizers test-python cuda cuda-cost test-cuda-emulated test-cuda-build test-gpu lint format bench build clean
+.PHONY: demo test test-native test-sanitizers test-python cuda cuda-cost test-cuda-emulated test-cuda-build test-gpu \
+  lint format bench build clean
 
 demo: build
 	$(BIN)/python examples/char_rnn.py
@@ -53,8 +54,8 @@ cuda-cost: $(STAMP)
 
 # The Python suite through the CUDA kernels, executed by the emulator in place of the CPU's: what has tensors small
 # enough for a thread of the CPU to stand in for each of a GPU's.
-EMULATED := tests/test_functional.py tests/test_resets.py tests/test_zoneout.py tests/test_precision.py tests/test_mathematics.py \
-  tests/test_ops_contract.py tests/test_sequences.py tests/test_cuda.py
+EMULATED := tests/test_functional.py tests/test_resets.py tests/test_zoneout.py tests/test_precision.py \
+  tests/test_mathematics.py tests/test_ops_contract.py tests/test_sequences.py tests/test_cuda.py
 test-cuda-emulated: $(STAMP)
 	RNN_EXT_CUDA=emulated $(BIN)/python setup.py --quiet build --build-base build/cuda-emulated \
 	  --build-lib build/cuda-emulated/lib
@@ -62,21 +63,23 @@ test-cuda-emulated: $(STAMP)
 
 # One binary, built with nvcc against a CUDA build of PyTorch (5.5 GB in an environment of its own), imports and passes
 # on a machine without a GPU; and again under the CPU build of another version in .venv.
+BUILD_CUDA := setup.py --quiet build --build-base build/cuda --build-lib build/cuda/lib
 CUDA_TORCH ?= torch==2.14.1
 CUDA_VENV := build/cuda-venv
 ON_CPU := tests/test_functional.py tests/test_resets.py tests/test_ops_contract.py tests/test_modules_dropin.py \
   tests/test_ops_oracle.py
 test-cuda-build: $(STAMP)
 	$(MAKE) VENV=$(CUDA_VENV) TORCH="$(CUDA_TORCH)" $(CUDA_VENV)/.requirements
-	RNN_EXT_CUDA=1 $(CUDA_VENV)/bin/python setup.py --quiet build --build-base build/cuda --build-lib build/cuda/lib
+	RNN_EXT_CUDA=1 $(CUDA_VENV)/bin/python $(BUILD_CUDA)
 	for venv in $(CUDA_VENV) $(VENV); do \
 	  RNN_EXT_CUDA=1 PYTHONPATH=build/cuda/lib $$venv/bin/pytest $(ON_CPU) || exit 1; \
 	done
 
-# On a machine with a GPU: the extension built for it, the tests that need one, and those of the CPU.
+# On a machine with a GPU: the tests that need one. Not on the build in place, which setuptools would leave as it is
+# where that was built without CUDA, and the tests would all be skipped.
 test-gpu: $(STAMP)
-	RNN_EXT_CUDA=1 $(BIN)/python setup.py --quiet build_ext --inplace
-	$(BIN)/python -m pytest tests -m cuda
+	RNN_EXT_CUDA=1 $(BIN)/python $(BUILD_CUDA)
+	RNN_EXT_CUDA=1 PYTHONPATH=build/cuda/lib $(BIN)/pytest tests -m cuda
 
 bench: build
 	$(BIN)/python -m benchmarks

@@ -130,6 +130,8 @@ if not {"sdist", "egg_info", "clean"} & set(sys.argv):
         defines += ["-DRNN_EXT_CUDA_EMULATED", "-ftls-model=initial-exec"]
     # setuptools rebuilds only when one of these is newer.
     depends = [str(p) for p in Path("csrc").rglob("*") if p.suffix in (".h", ".inl", ".txt", ".cu", ".cuh")]
+    if cuda == "emulated":
+        depends += [str(p) for p in EMULATOR.glob("*.h")]
 
     class Build(BuildExtension):  # type: ignore[misc]
         def build_extensions(self) -> None:

@@ -1,6 +1,4 @@
 // Launches, and the instantiations that ship.
-#include <vector>
-
 #include "cuda/kernels.h"
 #include "cuda/resident.cuh"
 #include "cuda/stepwise.cuh"

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cuda_emulator/formats.h"
 #include "cuda_emulator/machine.h"
 #include "cuda_emulator/runtime.h"
 
@@ -143,16 +144,8 @@ T atomicCAS(T* address, cuda_emulator::Value<T> expected, cuda_emulator::Value<T
 
 // ---- bits, numbers, cached loads and stores ----
 
-inline float __uint_as_float(unsigned bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-inline unsigned __float_as_uint(float value) {
-  unsigned bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
+inline float __uint_as_float(unsigned bits) { return cuda_emulator::bits_to_float(bits); }
+inline unsigned __float_as_uint(float value) { return cuda_emulator::float_to_bits(value); }
 inline float __int_as_float(int bits) { return __uint_as_float(static_cast<unsigned>(bits)); }
 inline int __float_as_int(float value) { return static_cast<int>(__float_as_uint(value)); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
