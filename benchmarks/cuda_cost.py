@@ -27,9 +27,12 @@ from tabulate import tabulate
 SOURCE = Path("csrc/cuda/recurrence.cu")
 # Their kernels' encodings are those that cuxray knows.
 ARCHITECTURES = ("sm_80", "sm_90")
-# hidden, threads: kResidentTiles of csrc/cuda/planner.h.
-TILES = ((32, 64), (64, 256), (128, 256), (256, 512))
-KERNEL = re.compile(r"resident_kernelI(f|N\w+?4half|N\w+?8bfloat16)E?Li(\d)ELi(\d)ELb([01])E")
+# hidden, threads: the resident ones of kFloatTiles of csrc/cuda/planner.h.
+TILES = ((32, 64), (64, 256), (128, 256), (256, 256))
+# sequence_kernel<dtype, FloatMultiply<tile, rows>, WithinBlock, plain, one tile>.
+KERNEL = re.compile(
+    r"sequence_kernelI(f|N\w*?4half|N\w*?8bfloat16)E?N\w*?13FloatMultiplyILi(\d)ELi(\d)EEEN\w*?11WithinBlockELb([01])E"
+)
 DTYPES = {"f": "float32", "half": "float16", "bfloat16": "bfloat16"}
 # Each multiprocessor has four schedulers, which issue an instruction a cycle, and 128 lanes that multiply and add.
 SCHEDULERS, LANES, WARP = 4, 128, 32
@@ -74,7 +77,7 @@ def too_much(found: Sequence[Cost]) -> list[Cost]:
 
 def look(command: str, cubin: Path) -> Any:
     done = subprocess.run(
-        ["cuxray", command, str(cubin), "--kernel", "resident_kernel", "--json"],
+        ["cuxray", command, str(cubin), "--kernel", "WithinBlock", "--json"],
         env=tools(),
         capture_output=True,
         text=True,

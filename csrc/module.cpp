@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
+
 #include "cpu/isa.h"
 #include "cpu/planner.h"
 #include "cuda/planner.h"
@@ -63,16 +65,25 @@ py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, c
   return d;
 }
 
-py::dict cuda_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, int element_bytes, int capability,
-                   int multiprocessors, int shared_bytes) {
-  const rnn_ext::cuda::Plan plan = rnn_ext::cuda::make_plan({time, batch, groups, hidden}, element_bytes,
-                                                            {capability, multiprocessors, shared_bytes});
-  const bool resident = plan.variant == rnn_ext::cuda::Variant::resident;
+py::dict cuda_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, const std::string& dtype,
+                   int capability, int multiprocessors, int shared_bytes) {
+  using rnn_ext::cuda::Format;
+  const std::map<std::string, Format> formats = {{"float64", Format::float64},
+                                                 {"float32", Format::float32},
+                                                 {"float16", Format::float16},
+                                                 {"bfloat16", Format::bfloat16}};
+  const rnn_ext::cuda::Plan plan =
+      rnn_ext::cuda::make_plan({time, batch, groups, hidden}, formats.at(dtype),
+                               {capability, multiprocessors, shared_bytes, rnn_ext::cuda::cluster_blocks(capability)});
+  constexpr const char* kVariants[] = {"resident", "cluster", "persistent", "stepwise"};
   py::dict d;
-  d["variant"] = resident ? "resident" : "stepwise";
+  d["variant"] = kVariants[static_cast<int>(plan.variant)];
   d["rows"] = plan.rows;
+  d["blocks"] = plan.blocks;
   d["threads"] = plan.threads;
   d["shared_bytes"] = plan.shared_bytes;
+  d["workspace_bytes"] = plan.workspace_bytes;
+  d["estimated_cycles"] = plan.cycles;
   d["reason"] = plan.why;
   return d;
 }
@@ -86,5 +97,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_plan", &cpu_plan, py::arg("time"), py::arg("batch"), py::arg("groups"), py::arg("hidden"),
         py::arg("dtype"), py::arg("threads"));
   m.def("cuda_plan", &cuda_plan, py::arg("time"), py::arg("batch"), py::arg("groups"), py::arg("hidden"),
-        py::arg("element_bytes"), py::arg("capability"), py::arg("multiprocessors"), py::arg("shared_bytes"));
+        py::arg("dtype"), py::arg("capability"), py::arg("multiprocessors"), py::arg("shared_bytes"));
 }

@@ -10,7 +10,7 @@ def cuda_plan(
     batch: int,
     groups: int,
     hidden: int,
-    element_bytes: int,
+    dtype: str,
     capability: int,
     multiprocessors: int,
     shared_bytes: int,

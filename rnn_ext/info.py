@@ -104,9 +104,11 @@ def _explain_cuda(time: int, batch: int, groups: int, hidden: int, dtype: torch.
         gpu = _GPUS[device]
     else:
         raise ValueError(f"device must be one of {', '.join(sorted(_GPUS))}, got {device!r}")
-    plan = _C.cuda_plan(time, batch, groups, hidden, dtype.itemsize, *gpu)
+    plan = _C.cuda_plan(time, batch, groups, hidden, str(dtype).removeprefix("torch."), *gpu)
     return (
         f"recurrence T={time} B={batch} G={groups} H={hidden} {dtype} on {device}: {plan['variant']} kernel\n"
         f"  shared    {plan['shared_bytes'] / 2**10:.1f} KiB of {gpu[2] / 2**10:.1f}\n"
+        f"  workspace {plan['workspace_bytes'] / 2**10:.1f} KiB\n"
+        f"  estimate  {plan['estimated_cycles']:.0f} cycles a step\n"
         f"  because   {plan['reason']}"
     )

@@ -348,7 +348,10 @@ def test_from_the_command_line_to_the_pictures(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_cuda_cost_names_kernels_and_refuses_without_tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "_ZN7rnn_ext4cuda15resident_kernelI{}Li2ELi4ELb1EEEvNS0_13DeviceProblemIT_EE"
+    name = (
+        "_ZN7rnn_ext4cuda15sequence_kernelI{}NS0_13FloatMultiplyILi2ELi4EEENS0_11WithinBlockELb1ELb1EEE"
+        "vNS0_13DeviceProblemIT_EENS0_4TeamE"
+    )
     for mangled, dtype in (("f", "float32"), ("NS_4halfE", "float16"), ("NS_8bfloat16E", "bfloat16")):
         assert cuda_cost.identity(name.format(mangled)) == (dtype, 2, 4, True)
     kernel = cuda_cost.Cost("sm_90", "float32", 128, 4, True, 146, 0, 0, 694, 1420, 512)

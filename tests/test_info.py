@@ -55,9 +55,11 @@ def test_explain_bad_arguments(kwargs: dict[str, object], sentence: str) -> None
 def test_explain_cuda() -> None:
     text = rnn_ext.explain(100, 1, 100, device="A100")
     assert text.startswith("recurrence T=100 B=1 G=1 H=100 torch.float32 on A100: resident kernel\n")
-    assert "because   resident, W in a block of 256 threads as a 128 x 128 tile, 1 row of the batch in a block" in text
+    assert "1 part of 1 row, each 1 block of 256 threads" in text
+    assert "cluster kernel" in rnn_ext.explain(100, 16, 512, device="H100")
+    assert "persistent kernel" in rnn_ext.explain(100, 16, 1024, device="A100")
     assert "stepwise kernel" in rnn_ext.explain(100, 1, 100, device="A100", dtype=torch.float64)
-    assert "stepwise kernel" in rnn_ext.explain(100, 1, 256, device="T4")
+    assert "W at H = 8192 does not fit the device" in rnn_ext.explain(100, 1, 8192, device="T4")
     with pytest.raises(ValueError, match="device must be one of A100, B200, H100, RTX 4090, T4, got 'P100'"):
         rnn_ext.explain(1, 1, 1, device="P100")
 

@@ -7,10 +7,12 @@
 //
 //   asynchronous copies   cp_async<4|8|16>(shared, global, valid), cp_async_commit(), cp_async_wait<N>()
 //   epoch flags           load_acquire(flag), store_release(flag, value), spin_until(flag, value, limit)
+//   giving up             stop(why)
 //   barriers of warps     barrier_sync(id, threads), barrier_arrive(id, threads); ids 1 to 15
 //   tensor cores          mma<half|bfloat16>(d, a, b), mma_tf32(d, a, b)
 //                         ldmatrix_x4(r, row), ldmatrix_x4_trans(r, row)
 //   clusters              cluster_rank(), cluster_size(), cluster_arrive(), cluster_wait(), cluster_map(p, rank)
+//                         kHasClusters
 //   numbers               to_float(x), from_float<half|bfloat16>(x), pack<half|bfloat16>(low, high)
 //                         round_tf32(x), tanh_approx(x)
 //   shared memory         dynamic_shared<T>()

@@ -64,7 +64,12 @@ void run_on_device(const Call& c, const Shape& shape, const OwnedRows& rows, con
   problem.direction = c.direction.data();
   problem.rows = rows.view();
   const std::optional<Tensor> arrays = to_device(rows, shape.batch, output, problem.rows);
-  const std::string error = run(problem, make_plan(shape, sizeof(T), this_device()), current_stream(device));
+  const Plan plan = make_plan(shape, kFormat<T>, this_device());
+  // PyTorch hands it to nobody else before the launches, which are on its current stream, are through with it.
+  std::optional<Tensor> workspace;
+  if (plan.workspace_bytes) workspace = empty(output, {plan.workspace_bytes / static_cast<int64_t>(sizeof(T))});
+  void* const memory = workspace ? workspace->mutable_data_ptr() : nullptr;
+  const std::string error = run(problem, plan, memory, current_stream(device));
   STD_TORCH_CHECK(error.empty(), "a CUDA kernel of rnn_ext was refused: ", error);
 }
 

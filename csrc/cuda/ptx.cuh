@@ -82,6 +82,9 @@ __device__ __forceinline__ bool spin_until(const uint32_t* flag, uint32_t value,
   return false;
 }
 
+// Ends the kernel with an error that the host meets at its next synchronisation, and prints why: as a failed assertion.
+__device__ __noinline__ void stop(const char* why) { __assert_fail(why, __FILE__, __LINE__, __func__); }
+
 // A barrier of `threads` threads, whole warps, of the block. Barrier 0 is __syncthreads.
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
   asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -236,6 +239,12 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
 }
 
 // ---- clusters ----
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kHasClusters = false;
+#else
+constexpr bool kHasClusters = true;
+#endif
 
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank = 0;

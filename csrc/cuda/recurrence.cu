@@ -1,6 +1,7 @@
 // Launches, and the instantiations that ship.
 #include "cuda/kernels.h"
-#include "cuda/resident.cuh"
+#include "cuda/multiply.cuh"
+#include "cuda/sequence.cuh"
 #include "cuda/stepwise.cuh"
 
 namespace rnn_ext::cuda {
@@ -14,29 +15,49 @@ __global__ void copy_seed_to_last(const DeviceProblem<T> problem) {
         problem.seed_kind == Seed::state ? problem.seed.at(group, row)[k] : rounded<T>(Sum<T>(0));
 }
 
-template <class T, int kTile, int kRows, bool kPlain>
-cudaError_t launch_tile(const DeviceProblem<T>& problem, const Plan& plan, LaunchConfig config) {
-  constexpr auto kernel = resident_kernel<T, kTile, kRows, kPlain>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
-  return error ? error : launch(config, kernel, problem);
+template <class T, class Multiply, template <class> class Exchange, bool kPlain, bool kOneTile>
+cudaError_t launch_sequence(const DeviceProblem<T>& problem, const Plan& plan, void* workspace, cudaStream_t stream) {
+  constexpr auto kernel = sequence_kernel<T, Multiply, Exchange, kPlain, kOneTile>;
+  auto allow = [&](cudaFuncAttribute attribute, int64_t value) {
+    return cudaFuncSetAttribute(kernel, attribute, static_cast<int>(value));
+  };
+  LaunchConfig config{dim3(static_cast<unsigned>(plan.teams * plan.blocks)), dim3(static_cast<unsigned>(plan.threads))};
+  config.shared_bytes = plan.shared_bytes;
+  config.stream = stream;
+  if (const cudaError_t error = allow(cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes)) return error;
+  if (plan.variant == Variant::cluster) {
+    config.cluster = dim3(static_cast<unsigned>(plan.blocks));
+    if (plan.blocks > kPortableCluster)
+      if (const cudaError_t error = allow(cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) return error;
+  }
+  if (plan.variant == Variant::persistent) {
+    config.cooperative = true;
+    // The flags; no state is read before it is written.
+    const size_t flags = static_cast<size_t>(flag_bytes(plan.teams * plan.blocks));
+    if (const cudaError_t error = cudaMemsetAsync(workspace, 0, flags, stream)) return error;
+  }
+  return launch(config, kernel, problem, Team{plan.blocks, plan.rows, workspace});
+}
+
+// One row at a time or tiles of them, with options or without.
+template <class T, int kTile, template <class> class Exchange>
+cudaError_t run_tile(const DeviceProblem<T>& problem, const Plan& plan, void* workspace, cudaStream_t stream) {
+  using One = FloatMultiply<kTile, 1>;
+  using More = FloatMultiply<kTile, kFloatTiles[kTile].rows>;
+  constexpr bool kOneTile = kTile < kResidentTiles;
+  auto run = [&](auto kernel) { return kernel(problem, plan, workspace, stream); };
+  if (plan.tile_rows == 1)
+    return is_plain(problem) ? run(launch_sequence<T, One, Exchange, true, true>)
+                             : run(launch_sequence<T, One, Exchange, false, true>);
+  return is_plain(problem) ? run(launch_sequence<T, More, Exchange, true, kOneTile>)
+                           : run(launch_sequence<T, More, Exchange, false, kOneTile>);
 }
 
 template <class T, int kTile = 0>
 cudaError_t run_resident(const DeviceProblem<T>& problem, const Plan& plan, cudaStream_t stream) {
-  if constexpr (kTile + 1 < kResidentTileCount)
+  if constexpr (kTile + 1 < kResidentTiles)
     if (plan.tile != kTile) return run_resident<T, kTile + 1>(problem, plan, stream);
-  const int64_t tiles = (problem.shape.batch + plan.rows - 1) / plan.rows;
-  LaunchConfig config{dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(problem.shape.groups)),
-                      dim3(static_cast<unsigned>(plan.threads))};
-  config.shared_bytes = plan.shared_bytes;
-  config.stream = stream;
-  constexpr int kRows = kResidentTiles[kTile].rows;
-  if (plan.rows == 1)
-    return is_plain(problem) ? launch_tile<T, kTile, 1, true>(problem, plan, config)
-                             : launch_tile<T, kTile, 1, false>(problem, plan, config);
-  return is_plain(problem) ? launch_tile<T, kTile, kRows, true>(problem, plan, config)
-                           : launch_tile<T, kTile, kRows, false>(problem, plan, config);
+  return run_tile<T, kTile, WithinBlock>(problem, plan, nullptr, stream);
 }
 
 template <class T>
@@ -57,31 +78,40 @@ cudaError_t run_stepwise(const DeviceProblem<T>& problem, const int64_t* alive_a
 }
 
 template <class T>
-cudaError_t run_on(const DeviceProblem<T>& problem, const Plan& plan, const int64_t* alive_at, cudaStream_t stream) {
+cudaError_t run_on(const DeviceProblem<T>& problem, const Plan& plan, void* workspace, const int64_t* alive_at,
+                   cudaStream_t stream) {
   const Shape& shape = problem.shape;
   LaunchConfig rows{dim3(static_cast<unsigned>(shape.batch), static_cast<unsigned>(shape.groups)), dim3(128)};
   rows.stream = stream;
   if (shape.time == 0) return launch(rows, copy_seed_to_last<T>, problem);
   if (problem.rows.length && problem.rows.padded())
     if (const cudaError_t error = launch(rows, clear_ended<T>, problem)) return error;
-  if constexpr (sizeof(T) < 8)
-    if (plan.variant == Variant::resident) return run_resident(problem, plan, stream);
+  if constexpr (sizeof(T) < 8) {
+    switch (plan.variant) {
+      case Variant::resident: return run_resident(problem, plan, stream);
+      case Variant::cluster: return run_tile<T, kWideTile, WithinCluster>(problem, plan, nullptr, stream);
+      case Variant::persistent:
+        return plan.tile == kWideTile ? run_tile<T, kWideTile, AcrossDevice>(problem, plan, workspace, stream)
+                                      : run_tile<T, kNarrowTile, AcrossDevice>(problem, plan, workspace, stream);
+      case Variant::stepwise: break;
+    }
+  }
   return run_stepwise(problem, alive_at, stream);
 }
 
 }  // namespace
 
 template <class T>
-std::string run(const Problem<T>& problem, const Plan& plan, void* stream) {
+std::string run(const Problem<T>& problem, const Plan& plan, void* workspace, void* stream) {
   const cudaError_t error =
-      run_on(DeviceProblem<T>(problem), plan, problem.rows.alive_at, static_cast<cudaStream_t>(stream));
+      run_on(DeviceProblem<T>(problem), plan, workspace, problem.rows.alive_at, static_cast<cudaStream_t>(stream));
   return error ? std::string(cudaGetErrorString(error)) + ", launching " + plan.why : "";
 }
 
-template std::string run(const Problem<float>&, const Plan&, void*);
-template std::string run(const Problem<double>&, const Plan&, void*);
-template std::string run(const Problem<half>&, const Plan&, void*);
-template std::string run(const Problem<bfloat16>&, const Plan&, void*);
+template std::string run(const Problem<float>&, const Plan&, void*, void*);
+template std::string run(const Problem<double>&, const Plan&, void*, void*);
+template std::string run(const Problem<half>&, const Plan&, void*, void*);
+template std::string run(const Problem<bfloat16>&, const Plan&, void*, void*);
 
 CurrentDevice::CurrentDevice(int device) {
   if (cudaGetDevice(&before_) || before_ == device || cudaSetDevice(device)) before_ = -1;
@@ -103,6 +133,7 @@ Device this_device() {
   device.capability = 10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor);
   device.multiprocessors = ask(cudaDevAttrMultiProcessorCount);
   device.shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  device.cluster_blocks = cluster_blocks(device.capability);
   return device;
 }
 

@@ -13,42 +13,75 @@ struct Named {
   const char* name;
   Device device;
 };
-// Compute capability, multiprocessors, bytes of shared memory for one block: NVIDIA's programming guide, tables of
-// compute capabilities.
+// Compute capability, multiprocessors, bytes of shared memory for one block, blocks of a cluster: NVIDIA's programming
+// guide, tables of compute capabilities.
 constexpr Named kDevices[] = {
-    {"T4", {75, 40, 65536}},     {"A100", {80, 108, 166912}},  {"RTX 4090", {89, 128, 101376}},
-    {"H100", {90, 132, 232448}}, {"B200", {100, 148, 232448}},
+    {"T4", {75, 40, 65536, 0}},      {"A100", {80, 108, 166912, 0}},   {"RTX 4090", {89, 128, 101376, 0}},
+    {"H100", {90, 132, 232448, 16}}, {"B200", {100, 148, 232448, 16}},
 };
 
+// What any plan must be for its kernel to start, and to have all of W.
+int check_plan(const char* name, const Shape& shape, const Plan& plan, const Device& device) {
+  const long hidden = long(shape.hidden), batch = long(shape.batch);
+  CHECK(!plan.why.empty() && plan.cycles > 0, "%s H=%ld: no reason", name, hidden);
+  if (plan.variant == Variant::stepwise) return failures;
+  const FloatTile& tile = kFloatTiles[plan.tile];
+  const bool persistent = plan.variant == Variant::persistent;
+  CHECK(int64_t{plan.blocks} * tile.columns >= shape.hidden, "%s H=%ld: %d blocks of %d columns", name, hidden,
+        plan.blocks, tile.columns);
+  CHECK(plan.shared_bytes <= device.shared_bytes &&
+            plan.shared_bytes == shared_bytes(tile, shape.hidden, persistent ? 1 : 2, plan.rows, plan.tile_rows),
+        "%s H=%ld: %ld bytes of shared memory", name, hidden, long(plan.shared_bytes));
+  CHECK(plan.threads == tile.threads() && plan.threads <= 1024 && plan.threads % 32 == 0, "%s H=%ld: %d threads", name,
+        hidden, plan.threads);
+  CHECK(plan.rows % plan.tile_rows == 0 && (plan.tile_rows == 1 || plan.tile_rows == tile.rows),
+        "%s H=%ld B=%ld: %d rows in tiles of %d", name, hidden, batch, plan.rows, plan.tile_rows);
+  const int64_t items = shape.groups * ((shape.batch + plan.rows - 1) / plan.rows);
+  switch (plan.variant) {
+    case Variant::resident:
+      CHECK(plan.blocks == 1 && plan.teams == items && plan.rows == plan.tile_rows && plan.tile < kResidentTiles,
+            "%s H=%ld: %d teams of %d", name, hidden, plan.teams, plan.blocks);
+      break;
+    case Variant::cluster:
+      CHECK(plan.blocks <= device.cluster_blocks && plan.teams == items, "%s H=%ld: a cluster of %d", name, hidden,
+            plan.blocks);
+      break;
+    default:
+      // All at the same time, one to a multiprocessor.
+      CHECK(plan.teams * plan.blocks <= device.multiprocessors && plan.teams <= items && plan.teams > 0,
+            "%s H=%ld: %d teams of %d", name, hidden, plan.teams, plan.blocks);
+      const int64_t states = int64_t{4} * plan.teams * 2 * plan.rows * plan.blocks * tile.columns;
+      CHECK(plan.workspace_bytes == states + flag_bytes(plan.teams * plan.blocks), "%s H=%ld: workspace", name, hidden);
+  }
+  return failures;
+}
+
 int check_device(const Named& named) {
-  for (int element_bytes : {2, 4, 8}) {
+  for (Format format : {Format::float64, Format::float32, Format::float16, Format::bfloat16}) {
     for (int64_t batch : {1, 2, 16, 100, 133, 1024}) {
-      bool fitted = true;
+      bool fitted[3] = {true, true, true};
+      double last = 0;
       for (int64_t hidden = 1; hidden <= 8192; hidden += hidden < 300 ? 1 : 257) {
         for (int64_t groups : {1, 2}) {
-          const Plan plan = make_plan({100, batch, groups, hidden}, element_bytes, named.device);
-          CHECK(!plan.why.empty(), "%s H=%ld: no reason", named.name, long(hidden));
-          const bool resident = plan.variant == Variant::resident;
-          CHECK(!resident || element_bytes < 8, "%s H=%ld: float64 is resident", named.name, long(hidden));
-          if (groups == 1) {
+          const Shape shape = {100, batch, groups, hidden};
+          const Plan plan = make_plan(shape, format, named.device);
+          if (check_plan(named.name, shape, plan, named.device)) return failures;
+          CHECK(format != Format::float64 || plan.variant == Variant::stepwise, "%s: float64", named.name);
+          for (Variant variant : {Variant::resident, Variant::cluster, Variant::persistent}) {
+            const std::optional<Plan> other = plan_for(variant, shape, format, named.device);
+            if (other && check_plan(named.name, shape, *other, named.device)) return failures;
+            CHECK(!other || other->cycles >= plan.cycles, "%s H=%ld: not the fastest", named.name, long(hidden));
             // What does not fit at one H does not at a larger.
-            CHECK(fitted || !resident, "%s B=%ld: H=%ld fits, a smaller did not", named.name, long(batch),
-                  long(hidden));
-            fitted = resident;
+            bool& fits = fitted[static_cast<int>(variant)];
+            CHECK(fits || !other, "%s B=%ld: H=%ld fits, a smaller did not", named.name, long(batch), long(hidden));
+            fits = other.has_value();
           }
-          if (!resident) continue;
-          const ResidentTile& tile = kResidentTiles[plan.tile];
-          CHECK(tile.hidden >= hidden && (plan.tile == 0 || kResidentTiles[plan.tile - 1].hidden < hidden),
-                "%s H=%ld has the tile of %d", named.name, long(hidden), tile.hidden);
-          CHECK(plan.shared_bytes <= named.device.shared_bytes, "%s H=%ld: %ld bytes of shared memory", named.name,
-                long(hidden), long(plan.shared_bytes));
-          CHECK(plan.threads <= 1024 && plan.threads % 32 == 0, "%s H=%ld: %d threads", named.name, long(hidden),
-                plan.threads);
-          // The weights a thread holds leave it registers for sums, states and addresses.
-          CHECK(4 * tile.held + plan.rows * tile.outputs + 4 * plan.rows <= (plan.threads > 256 ? 128 : 255) - 32,
-                "%s H=%ld: too many registers", named.name, long(hidden));
-          CHECK(plan.rows == (groups * batch <= named.device.multiprocessors ? 1 : tile.rows),
-                "%s H=%ld B=%ld: %d rows a block", named.name, long(hidden), long(batch), plan.rows);
+          // Nor is more work ever estimated at less, but for the tiles in steps of which H grows.
+          if (groups == 1) {
+            CHECK(plan.cycles >= 0.5 * last, "%s B=%ld H=%ld: %g cycles after %g", named.name, long(batch),
+                  long(hidden), plan.cycles, last);
+            last = plan.cycles;
+          }
         }
       }
     }
@@ -56,12 +89,38 @@ int check_device(const Named& named) {
   return failures;
 }
 
+// The shapes the variants are for, on the devices they are for.
+int check_choices() {
+  const Device t4 = kDevices[0].device, a100 = kDevices[1].device, h100 = kDevices[3].device;
+  const struct {
+    Shape shape;
+    Device device;
+    Variant want;
+  } choices[] = {
+      {{100, 1, 1, 64}, t4, Variant::resident},       {{100, 16, 1, 256}, a100, Variant::resident},
+      {{100, 1, 1, 512}, h100, Variant::cluster},     {{100, 16, 1, 1024}, a100, Variant::persistent},
+      {{100, 1, 1, 2048}, h100, Variant::persistent}, {{100, 4096, 1, 2048}, a100, Variant::stepwise},
+      {{100, 1, 1, 8192}, h100, Variant::stepwise},
+  };
+  for (const auto& c : choices) {
+    const Plan plan = make_plan(c.shape, Format::float32, c.device);
+    CHECK(plan.variant == c.want, "sm_%d B=%ld H=%ld: %s", c.device.capability, long(c.shape.batch),
+          long(c.shape.hidden), plan.why.c_str());
+  }
+  return failures;
+}
+
 // The parts of W lie where the kernel looks for them: every element once.
 int check_tiles() {
-  for (const ResidentTile& tile : kResidentTiles) {
-    CHECK(tile.threads() * tile.outputs * tile.depth == tile.hidden * tile.hidden, "tile of %d", tile.hidden);
-    CHECK(tile.slices() <= 32 && 32 % tile.slices() == 0, "tile of %d: a sum is spread over warps", tile.hidden);
-    CHECK(tile.depth % 4 == 0 && tile.held <= tile.chunks(), "tile of %d", tile.hidden);
+  for (const FloatTile& tile : kFloatTiles) {
+    CHECK(tile.slices <= 32 && 32 % tile.slices == 0, "tile of %d: a sum is spread over warps", tile.columns);
+    CHECK(tile.threads() % 32 == 0 && tile.columns % tile.outputs == 0, "tile of %d", tile.columns);
+    if (tile.depth)
+      CHECK(4 * tile.depth * tile.slices == tile.columns && tile.held <= tile.depth * tile.outputs, "tile of %d",
+            tile.columns);
+    // The weights a thread holds leave it registers for sums, states and addresses.
+    CHECK(4 * tile.held + tile.rows * tile.outputs + 4 * tile.rows <= (tile.threads() > 256 ? 128 : 255) - 40,
+          "tile of %d: too many registers", tile.columns);
   }
   return failures;
 }
@@ -72,12 +131,16 @@ int check_limits() {
   for (const Shape& shape : {Shape{int64_t{1} << 31, 1, 1, 1}, Shape{1, int64_t{1} << 22, 1, 1},
                              Shape{1, 1, kMaxGroups + 1, 1}, Shape{1, 1, 1, int64_t{1} << 26}}) {
     try {
-      make_plan(shape, 4, device);
+      make_plan(shape, Format::float32, device);
     } catch (const std::invalid_argument&) {
       ++refused;
     }
   }
   CHECK(refused == 4, "%d of 4 sizes that cannot be counted are refused", refused);
+  // Whatever is not refused has a plan: nothing, and as much as can be counted.
+  for (const Shape& shape :
+       {Shape{0, 0, 0, 0}, Shape{1, 1, 1, 0}, Shape{INT32_MAX - kAhead, 65535 * 32, kMaxGroups, INT32_MAX / 64}})
+    CHECK(!make_plan(shape, Format::float32, device).why.empty(), "no plan");
   return failures;
 }
 
@@ -86,7 +149,7 @@ int check_limits() {
 int main() {
   for (const Named& named : kDevices)
     if (check_device(named)) return 1;
-  if (check_tiles() || check_limits()) return 1;
+  if (check_choices() || check_tiles() || check_limits()) return 1;
   std::printf("CUDA planner: %zu devices\n", std::size(kDevices));
   return 0;
 }

@@ -40,6 +40,7 @@ struct Fault : std::runtime_error {
     divergence,  // threads meet at different places, or one is missing that was named
     memory,      // written beyond the dynamic shared memory
     misuse,      // alignment, architecture, limits, copies left behind
+    stopped,     // the kernel itself gave up
   };
   Fault(Kind kind, const std::string& what) : std::runtime_error(what), kind(kind) {}
   Kind kind;

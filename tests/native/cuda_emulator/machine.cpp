@@ -120,6 +120,10 @@ void fail(Fault::Kind kind, const std::string& what) {
 
 void trap(Place place) { fail(Fault::Kind::misuse, describe(*current) + " trapped at " + describe(place)); }
 
+void stop(const char* why, Place place) {
+  fail(Fault::Kind::stopped, std::string(why) + "; " + describe(*current) + " at " + describe(place));
+}
+
 void yield_point() {
   Launch& launch = current->block->launch;
   if (launch.schedule.order != Schedule::Order::random || !launch.random.once_in(4)) return;

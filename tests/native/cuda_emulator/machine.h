@@ -31,6 +31,7 @@ inline bool operator==(Place a, Place b) { return a.line == b.line && __builtin_
 void yield_point();
 void fence(Place place);
 [[noreturn]] void trap(Place place);
+[[noreturn]] void stop(const char* why, Place place);
 
 // Returns how many of the block's threads have voted so.
 int sync_threads(bool vote, Place place);

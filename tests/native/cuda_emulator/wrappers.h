@@ -80,6 +80,8 @@ inline bool spin_until(const uint32_t* flag, uint32_t value, uint32_t /*limit*/,
   return cuda_emulator::await_epoch(flag, value, place) && static_cast<int32_t>(load_acquire(flag) - value) >= 0;
 }
 
+[[noreturn]] inline void stop(const char* why, Place place = Place::here()) { cuda_emulator::stop(why, place); }
+
 inline void barrier_sync(int id, int threads, Place place = Place::here()) {
   cuda_emulator::barrier(id, threads, true, place);
 }
@@ -152,6 +154,8 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, Place place = P
 }
 
 // ---- clusters ----
+
+constexpr bool kHasClusters = true;
 
 inline uint32_t cluster_rank() { return cuda_emulator::cluster_rank(); }
 inline uint32_t cluster_size() { return cuda_emulator::cluster_size(); }

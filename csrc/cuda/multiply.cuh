@@ -1,0 +1,140 @@
+// States times a block's part of M with multiply-adds: W in registers and shared memory for the whole sequence.
+//
+//   W        thread (o, p) of the block, p < slices, holds M[j][k] for its `outputs` rows j = o * outputs + ... and for
+//            its slice of the columns k, which come in chunks of four: chunk q of slice p is k = (q * slices + p) * 4 +
+//            ... So the slices of a warp read neighbouring 16 bytes of a state, all banks once.
+//   sums     each thread has rows * outputs partial sums; its slices add them up and scatter them in one butterfly,
+//            after which every thread has whole sums of its own to finish.
+#pragma once
+
+#include "cuda/planner.h"
+#include "cuda/track.cuh"
+
+namespace rnn_ext::cuda {
+
+// Adds v up over the kSpan * 2 lanes that differ in the bits of kSpan * 2 - 1, and leaves each lane kCount / (kSpan *
+// 2) of the kCount sums, or one that it shares with others: those from `first` on, which grows accordingly.
+template <int kCount, int kSpan, int kSize>
+__device__ __forceinline__ void add_and_scatter(float (&v)[kSize], int slice, int& first) {
+  constexpr int kHalf = kCount / 2;
+  if constexpr (kHalf >= 1) {
+    const bool upper = slice & kSpan;
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const float kept = upper ? v[kHalf + i] : v[i], sent = upper ? v[i] : v[kHalf + i];
+      v[i] = kept + __shfl_xor_sync(kFullWarp, sent, kSpan);
+    }
+    first += upper ? kHalf : 0;
+  } else {
+    v[0] += __shfl_xor_sync(kFullWarp, v[0], kSpan);
+  }
+  if constexpr (kSpan > 1) add_and_scatter<(kHalf > 1 ? kHalf : 1), kSpan / 2>(v, slice, first);
+}
+
+// Of kRows states at once, with the tile kFloatTiles[kTile]. One object for each thread.
+template <int kTile, int kRows_>
+class FloatMultiply {
+  // A local copy wherever it is asked something that is not a constant: to device code the table has no address.
+  static constexpr FloatTile kCut = kFloatTiles[kTile];
+  static constexpr int kOutputs = kCut.outputs, kSlices = kCut.slices, kHeld = kCut.held, kDepth = kCut.depth;
+  static constexpr int kSums = kRows_ * kOutputs;
+  // The sharers of each sum, of which the first finishes it.
+  static constexpr int kSharers = kSums < kSlices ? kSlices / kSums : 1;
+  // Chunks along the depth that a thread has some of in registers.
+  static constexpr int kHeldDepth = (kHeld + kOutputs - 1) / kOutputs;
+
+ public:
+  using State = float;  // as states lie in shared memory
+  static constexpr int kThreads = kCut.threads(), kRows = kRows_, kColumns = kCut.columns;
+  // What a thread finishes: kValues neighbours in one row.
+  static constexpr int kValues = kCut.values(kRows);
+
+  static constexpr int stride(int hidden) {
+    constexpr FloatTile tile = kCut;
+    return tile.stride(hidden, kRows);
+  }
+  static constexpr int64_t weight_bytes(int hidden) {
+    constexpr FloatTile tile = kCut;
+    return tile.weight_bytes(hidden);
+  }
+  static __device__ __forceinline__ State stored(float y) { return y; }
+
+  // element(j, k): M[j][k] as stored in W, zero beyond H. `first`: the block's first row of M. `shared`:
+  // weight_bytes(hidden).
+  template <class Element>
+  __device__ __forceinline__ FloatMultiply(int hidden, int first, void* shared, Element element)
+      : thread_(static_cast<int>(threadIdx.x)),
+        depth_(chunks(hidden)),
+        stride_(stride(hidden) / 4),
+        weights_(static_cast<float4*>(shared)) {
+    auto chunk = [&](int n) {
+      const int j = first + thread_ / kSlices * kOutputs + n % kOutputs, k = (n / kOutputs * kSlices + slice()) * 4;
+      auto value = [&](int k) { return to_float(element(j, k)); };
+      return make_float4(value(k), value(k + 1), value(k + 2), value(k + 3));
+    };
+#pragma unroll
+    for (int n = 0; n < kHeld; ++n) held_[n] = chunk(n);
+    for (int n = kHeld; n < depth_ * kOutputs; ++n) weights_[(n - kHeld) * kThreads + thread_] = chunk(n);
+    // Which of the scattered sums are this thread's: the same at every step.
+    float nothing[kSums] = {};
+    add_and_scatter<kSums, kSlices / 2>(nothing, slice(), first_sum_);
+  }
+
+  // Where this thread's sums belong, in the block's part: and whether they are its own to finish.
+  __device__ __forceinline__ int row() const { return first_sum_ / kOutputs; }
+  __device__ __forceinline__ int column() const { return thread_ / kSlices * kOutputs + first_sum_ % kOutputs; }
+  __device__ __forceinline__ bool mine() const { return slice() % kSharers == 0; }
+
+  // All threads of the block together; `states` are the first of kRows.
+  __device__ __forceinline__ void operator()(const State* states, float (&values)[kValues]) const {
+    const float4* const y = reinterpret_cast<const float4*>(states);
+    float sums[kSums] = {};
+#pragma unroll
+    for (int q = 0; q < kHeldDepth; ++q)
+      if (kDepth || q < depth_) add<true>(y, q, sums);
+    if constexpr (kDepth) {
+#pragma unroll
+      for (int q = kHeldDepth; q < kDepth; ++q) add<false>(y, q, sums);
+    } else {
+      for (int q = kHeldDepth; q < depth_; ++q) add<false>(y, q, sums);
+    }
+    int unused = 0;
+    add_and_scatter<kSums, kSlices / 2>(sums, slice(), unused);
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) values[i] = sums[i];
+  }
+
+ private:
+  static constexpr int chunks(int hidden) {
+    constexpr FloatTile tile = kCut;
+    return tile.chunks(hidden);
+  }
+  __device__ __forceinline__ int slice() const { return thread_ % kSlices; }
+
+  // Chunk q of the depth. With kSomeHeld q is a constant to the compiler, and so each n: registers have no address.
+  template <bool kSomeHeld>
+  __device__ __forceinline__ void add(const float4* states, int q, float (&sums)[kSums]) const {
+    float4 y[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) y[r] = states[r * stride_ + q * kSlices + slice()];
+#pragma unroll
+    for (int j = 0; j < kOutputs; ++j) {
+      const int n = q * kOutputs + j;
+      const float4 m = kSomeHeld && n < kHeld ? held_[n < kHeld ? n : 0] : weights_[(n - kHeld) * kThreads + thread_];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        float& sum = sums[r * kOutputs + j];
+        sum += m.x * y[r].x;
+        sum += m.y * y[r].y;
+        sum += m.z * y[r].z;
+        sum += m.w * y[r].w;
+      }
+    }
+  }
+
+  int thread_, depth_, stride_, first_sum_ = 0;
+  float4* weights_;  // [chunks that are not held][kThreads]
+  float4 held_[kHeld];
+};
+
+}  // namespace rnn_ext::cuda

@@ -1,0 +1,183 @@
+// The loop over time of every variant that keeps W on the chip: `resident`, `cluster` and `persistent`.
+//
+// A team of blocks takes some rows of one group through the whole sequence. Each block has some columns of the state:
+// it multiplies whole states by its part of W (multiply.cuh, tensor.cuh), finishes the sums that are its own, and hands
+// the new states to the team (exchange.cuh). Inputs of the steps to come arrive by cp.async, in words of the thread
+// that will use them: no barrier for these.
+#pragma once
+
+#include "cuda/exchange.cuh"
+#include "cuda/planner.h"
+#include "cuda/track.cuh"
+
+namespace rnn_ext::cuda {
+
+// The aligned word of four bytes with an element in it; cp.async copies no less. Allocations are made of whole words.
+template <class T>
+__device__ __forceinline__ const void* word_of(const T* element) {
+  if constexpr (sizeof(T) == 4) return element;
+  return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(element) & ~uintptr_t(3));
+}
+template <class T>
+__device__ __forceinline__ float from_word(const uint32_t* word, const T* element) {
+  if constexpr (sizeof(T) == 4) return *reinterpret_cast<const T*>(word);
+  return to_float(
+      *reinterpret_cast<const T*>(reinterpret_cast<const char*>(word) + (reinterpret_cast<uintptr_t>(element) & 3)));
+}
+
+// What one thread finishes of a tile of Multiply::kRows rows: kValues neighbours of one row.
+template <class T, class Multiply, bool kPlain>
+struct Part {
+  Track<T, kPlain> track;
+  int tile_row, column, values, steps;  // steps: 0 where there is nothing to finish; values: may be negative
+  const T *input, *factor;
+  T* output;
+
+  __device__ __forceinline__ Part(const DeviceProblem<T>& problem, const Multiply& multiply, int group, int first_row,
+                                  int end_row, int first_column)
+      : track(problem, group, first_row + multiply.row() < end_row ? first_row + multiply.row() : first_row),
+        tile_row(multiply.row()),
+        column(first_column + multiply.column()) {
+    const int hidden = static_cast<int>(problem.shape.hidden);
+    values = hidden - column < Multiply::kValues ? hidden - column : Multiply::kValues;
+    steps = multiply.mine() && first_row + tile_row < end_row ? track.steps : 0;
+    input = track.origin(problem.input, column);
+    factor = track.origin(problem.factor, column);
+    output = track.origin(problem.output, column);
+  }
+};
+
+// Rows [first_row, end_row) of a group, from the first step to the last of the longest, which comes first.
+template <class T, class Multiply, bool kPlain, bool kOneTile, class Exchange>
+__device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchange& exchange, int group, int first_row,
+                                         int end_row, int capacity) {
+  using State = typename Multiply::State;
+  constexpr int kRows = Multiply::kRows, kValues = Multiply::kValues, kThreads = Multiply::kThreads;
+  const int thread = static_cast<int>(threadIdx.x), hidden = static_cast<int>(problem.shape.hidden);
+  const int stride = Multiply::stride(hidden), first_column = exchange.rank() * Multiply::kColumns;
+  const int tiles = kOneTile ? 1 : (end_row - first_row + kRows - 1) / kRows;
+
+  State* const states = dynamic_shared<State>();  // [kBuffers][capacity][stride]
+  unsigned char* const weights = reinterpret_cast<unsigned char*>(states + Exchange::kBuffers * capacity * stride);
+  uint32_t* const ahead = reinterpret_cast<uint32_t*>(weights + Multiply::weight_bytes(hidden));
+
+  const Weight<T>& w = problem.weight;
+  const T* const matrix = w.data + group * hidden * w.row_stride;
+  const int64_t along_j = problem.transpose ? w.column_stride : w.row_stride;
+  const int64_t along_k = problem.transpose ? w.row_stride : w.column_stride;
+  Multiply multiply(hidden, first_column, weights, [&](int j, int k) {
+    return j < hidden && k < hidden ? matrix[j * along_j + k * along_k] : rounded<T>(0.0f);
+  });
+
+  // Seeds, and zeros beyond H and beyond the batch.
+  for (int n = thread; n < capacity * stride; n += kThreads) {
+    const int row = first_row + n / stride, k = n % stride;
+    float y = 0;
+    if (problem.seed_kind == Seed::state && row < end_row && k < hidden) {
+      const Track<T, kPlain> track(problem, group, row);
+      y = track.multiplied(to_float(problem.seed.at(group, track.batch)[k]), 0.0f, k);
+    }
+    states[n] = Multiply::stored(y);
+    if constexpr (Exchange::kBuffers == 2) states[capacity * stride + n] = Multiply::stored(0);
+  }
+
+  auto part_of = [&](int tile) {
+    return Part<T, Multiply, kPlain>(problem, multiply, group, first_row + tile * kRows, end_row, first_column);
+  };
+  const Part<T, Multiply, kPlain> first_part = part_of(0);
+  const bool has_input = problem.input.data != nullptr, has_factor = uses_factor(problem.epilogue);
+  auto word = [&](int slot, int what, int i) { return ahead + ((slot * 2 + what) * kValues + i) * kThreads + thread; };
+  auto fetch = [&](int s, int tile, int slot) {
+    const Part<T, Multiply, kPlain> part = kOneTile ? first_part : part_of(tile);
+    if (s < part.steps) {
+      const int t = part.track.time(s);
+      const T* const input = part.input + part.track.offset(problem.input, t);
+      const T* const factor = part.factor + part.track.offset(problem.factor, t);
+#pragma unroll
+      for (int i = 0; i < kValues; ++i) {
+        if (has_input && i < part.values) cp_async<4>(word(slot, 0, i), word_of(input + i));
+        if (has_factor && i < part.values) cp_async<4>(word(slot, 1, i), word_of(factor + i));
+      }
+    }
+    cp_async_commit();
+  };
+  // A tile and a step that is fetched is kAhead - 1 of them before the one that is computed; each has its own slot.
+  int fetch_step = 0, fetch_tile = 0, slot = 0;
+  auto fetch_next = [&](int into) {
+    fetch(fetch_step, fetch_tile, into);
+    if (++fetch_tile == tiles) {
+      fetch_tile = 0;
+      ++fetch_step;
+    }
+  };
+  for (int n = 0; n + 1 < kAhead; ++n) fetch_next(n);
+  float before[kValues] = {};  // the states that leak; of more than one tile they are read again
+  exchange.begin();
+
+  const int longest = Track<T, kPlain>(problem, group, first_row).steps;
+  for (int s = 0; s < longest; ++s) {
+    const State* const previous = states + (Exchange::kBuffers == 2 ? s % 2 : 0) * capacity * stride;
+    State* const next = states + (Exchange::kBuffers == 2 ? (s + 1) % 2 : 0) * capacity * stride;
+    for (int tile = 0; tile < tiles; ++tile) {
+      fetch_next(slot == 0 ? kAhead - 1 : slot - 1);
+      float sums[kValues];
+      multiply(previous + tile * kRows * stride, sums);
+      cp_async_wait<kAhead - 1>();
+      const Part<T, Multiply, kPlain> part = kOneTile ? first_part : part_of(tile);
+      const Track<T, kPlain>& track = part.track;
+      if (s < part.steps) {
+        const int t = track.time(s);
+        const bool ends = s == part.steps - 1, reset = !ends && track.reset_after(s);
+        T* const output = part.output + track.offset(problem.output, t);
+        T* const last = problem.last.at(group, track.batch) + part.column;
+        // Where the words' elements lie in them.
+        const T* const input_at = part.input + track.offset(problem.input, t);
+        const T* const factor_at = part.factor + track.offset(problem.factor, t);
+        Values<State, kValues> multiplied;
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) {
+          multiplied.at[i] = Multiply::stored(0);
+          if (i >= part.values) continue;
+          const int column = part.column + i;
+          const float input = has_input ? from_word(word(slot, 0, i), input_at + i) : 0.0f;
+          const float f = has_factor ? from_word(word(slot, 1, i), factor_at + i) : 0.0f;
+          if (!kOneTile && track.leaks() && s > 0) before[i] = track.before(s, column);
+          const T y = rounded<T>(track.state(s, sums[i], input, f, before[i], column));
+          output[i] = y;
+          if (ends) last[i] = y;
+          before[i] = reset ? 0.0f : to_float(y);
+          if (!reset) multiplied.at[i] = Multiply::stored(track.multiplied(before[i], f, column));
+        }
+        exchange.put(next, tile * kRows + part.tile_row, part.column, multiplied);
+      }
+      slot = slot + 1 == kAhead ? 0 : slot + 1;
+    }
+    exchange.pass(next, tiles * kRows);
+  }
+  cp_async_wait<0>();
+}
+
+// grid: teams of team.blocks blocks; each takes team.rows rows of a group, and where the exchange queues, as many more
+// as are left when it is done with them. kOneTile: team.rows is Multiply::kRows.
+template <class T, class Multiply, template <class> class Exchange, bool kPlain, bool kOneTile>
+__global__ void __launch_bounds__(Multiply::kThreads, 1)
+    sequence_kernel(const DeviceProblem<T> problem, const Team team) {
+  using State = typename Multiply::State;
+  if constexpr (Exchange<State>::kClusters && !kHasClusters) return;
+  const int batch = static_cast<int>(problem.shape.batch), hidden = static_cast<int>(problem.shape.hidden);
+  const int parts = (batch + team.rows - 1) / team.rows, items = parts * static_cast<int>(problem.shape.groups);
+  Exchange<State> exchange(team, team.blocks * Multiply::kColumns, Multiply::stride(hidden));
+  auto run = [&](int item) {
+    const int group = item / parts, first = item % parts * team.rows;
+    run_rows<T, Multiply, kPlain, kOneTile>(problem, exchange, group, first, min(first + team.rows, batch),
+                                            kOneTile ? Multiply::kRows : team.rows);
+  };
+  const int mine = static_cast<int>(blockIdx.x) / team.blocks;
+  if constexpr (Exchange<State>::kQueues) {
+    for (int item = mine; item < items; item += static_cast<int>(gridDim.x) / team.blocks) run(item);
+  } else {
+    run(mine);
+  }
+}
+
+}  // namespace rnn_ext::cuda
