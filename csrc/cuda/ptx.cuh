@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdio>
 #include <type_traits>
 
 namespace rnn_ext::cuda {
@@ -82,8 +83,12 @@ __device__ __forceinline__ bool spin_until(const uint32_t* flag, uint32_t value,
   return false;
 }
 
-// Ends the kernel with an error that the host meets at its next synchronisation, and prints why: as a failed assertion.
-__device__ __noinline__ void stop(const char* why) { __assert_fail(why, __FILE__, __LINE__, __func__); }
+// Prints why and ends the kernel with an error, which the host meets at its next synchronisation. Not inlined: the
+// kernels that may call it once in their lives have no registers for it.
+__device__ __noinline__ void stop(const char* why) {
+  printf("%s\n", why);
+  __trap();
+}
 
 // A barrier of `threads` threads, whole warps, of the block. Barrier 0 is __syncthreads.
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
