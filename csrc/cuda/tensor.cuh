@@ -171,7 +171,7 @@ class TensorMultiply {
   }
 
   // A finisher's sums in shared memory, as one load or store: given to it, and added to what it has.
-  static __device__ __forceinline__ void give(float* to, const float* sums) {
+  static __device__ __forceinline__ void give(float* to, const float (&sums)[kValues]) {
     if constexpr (kValues == 1)
       *to = sums[0];
     else if constexpr (kValues == 2)
@@ -200,16 +200,22 @@ class TensorMultiply {
   // writes a half again has met at the barrier between all those who have read it.
   __device__ __forceinline__ void finish(const float (&whole)[kSums], float (&sums)[kValues]) {
 #pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      sums[i] = whole[i];
-#pragma unroll
-      for (int f = 1; f < kFinishers; ++f) sums[i] = f == split_ ? whole[f * kValues + i] : sums[i];
-    }
+    for (int i = 0; i < kValues; ++i) sums[i] = kSplits == 1 ? whole[i] : 0.0f;
     if constexpr (kSplits > 1) {
 #pragma unroll
-      for (int f = 0; f < kFinishers; ++f)
-        // The finisher itself is not among the others, and those after it move up.
-        if (f != split_) give(given_ + half_ + f * kToOne - (split_ > f ? kFromOne : 0), whole + f * kValues);
+      for (int f = 0; f < kFinishers; ++f) {
+        // Copied before the question whose they are, lest the compiler index `whole` with the answer.
+        float values[kValues];
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) values[i] = whole[f * kValues + i];
+        if (f == split_) {
+#pragma unroll
+          for (int i = 0; i < kValues; ++i) sums[i] = values[i];
+        } else {
+          // The finisher itself is not among the others, and those after it move up.
+          give(given_ + half_ + f * kToOne - (split_ > f ? kFromOne : 0), values);
+        }
+      }
       __syncthreads();
       if (mine()) {
 #pragma unroll
