@@ -34,7 +34,8 @@ test-native: $(STAMP)
 	$(BIN)/ctest --test-dir build/native --output-on-failure
 
 # tanh over all floats adds nothing here, and the planners have no pointers.
-SANITIZED := test_recurrence test_cuda_emulator test_cuda_device test_cuda_example test_cuda_recurrence
+SANITIZED := test_recurrence test_cuda_emulator test_cuda_device test_cuda_example test_cuda_tensor \
+  test_cuda_recurrence
 test-sanitizers: $(STAMP)
 	for s in address,undefined thread; do \
 	  $(CMAKE) -S . -B build/$$s -G Ninja -DRNN_EXT_SANITIZE=$$s >/dev/null && \

@@ -1,0 +1,237 @@
+// How a block multiplies states by its rows of M with tensor cores: eight rows of the batch at once, M in registers for
+// the whole sequence, and in shared memory where those are full.
+//
+//   products  M's rows are the A of an mma (16 outputs x depth), the states its B (depth x 8 rows of the batch).
+//   states    lie in shared memory as they come, one after the other. 64 bytes of each of the eight are a chunk of the
+//             depth: one ldmatrix brings the B's of the two mma's that take them.
+//   warps     have kTiles tiles of 16 outputs each, which share the B's. Warps with the same tiles split the depth,
+//             chunk by chunk in turn, hand each other their partial sums through shared memory, and each finishes some.
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace rnn_ext::cuda {
+
+// T: half, bfloat16, or float in TF32. A block has kColumns rows of M, columns of the new state; a warp holds kHeld
+// fragments of M, of four registers each. One object for each thread of the block, for a whole launch.
+template <class T, int kColumns, int kWarps, int kHeld>
+class TensorMultiply {
+  static constexpr int kTileColumns = 16;
+  // The mma's of a tile in a chunk; each has sums of its own, so that none waits for the one just issued.
+  static constexpr int kSteps = 2;
+  // Elements in a chunk, in 16 bytes, in a register.
+  static constexpr int kChunk = 64 / sizeof(T), kLine = 16 / sizeof(T), kInRegister = 4 / sizeof(T);
+  // With two tiles, warps read the states half as often, but twice as many split the depth and hand sums over. An mma's
+  // states are 256 bytes of shared memory, a tile's sums 512, written and read: two tiles pay from 16 mma's a step on.
+  static constexpr int kBlockTiles = kColumns / kTileColumns;
+  static constexpr int kFewest = kBlockTiles > kWarps ? kBlockTiles / kWarps : 1;
+  static constexpr int kTiles = kFewest == 1 && kHeld >= 16 && kBlockTiles % 2 == 0 ? 2 : kFewest;
+  static constexpr int kGroups = kBlockTiles / kTiles;  // of warps with the same tiles
+  static constexpr int kSplits = kWarps / kGroups;      // warps in each
+  static_assert(kTileColumns * kTiles * kGroups == kColumns && kGroups * kSplits == kWarps, "each warp has as much");
+
+  static constexpr int kHeldChunks = kHeld / (kTiles * kSteps);
+  // Chunks of the states that are fetched before their turn, four mma's ahead: about the latency of ldmatrix.
+  static constexpr int kFetched = kTiles == 1 ? 3 : 2;
+  static_assert(kHeldChunks > 0 && kHeldChunks * kTiles * kSteps == kHeld, "registers hold whole chunks");
+
+  // A lane has kSums sums of its warp's tiles, and each of kFinishers warps of a group the whole of kValues of them.
+  static constexpr int kSums = 4 * kTiles, kFinishers = kSplits < kSums ? kSplits : kSums;
+  static_assert(kSums % kFinishers == 0, "each finishes as many");
+
+ public:
+  using State = T;
+  static constexpr int kThreads = kWarps * kWarp;
+  static constexpr int kRows = 8;
+  static constexpr int kValues = kSums / kFinishers;
+
+  // Elements of a state that are multiplied: zeros from `hidden` on.
+  static constexpr __host__ __device__ int64_t depth(int64_t hidden) { return (hidden + kChunk - 1) / kChunk * kChunk; }
+
+  // Elements from one state to the next: an odd number of 16 bytes, so that the rows of ldmatrix meet each bank once.
+  static constexpr __host__ __device__ int64_t stride(int64_t hidden) { return depth(hidden) + kLine; }
+
+  // Fragments that registers do not hold, [chunk][tile][step][thread]; sums that are handed over (finish()).
+  static constexpr __host__ __device__ int64_t shared_bytes(int64_t hidden) {
+    return weight_bytes(hidden) + 2 * kHanded * int64_t{4};
+  }
+
+  // M[j][k] is element(j, k), zero where j or k is beyond H; the first of the block's rows is j = `first`. `shared` is
+  // shared_bytes(hidden) long, aligned to 16 bytes.
+  template <class Element>
+  __device__ __forceinline__ TensorMultiply(int hidden, int first, Element element, unsigned char* shared)
+      : lane_(static_cast<int>(threadIdx.x) % kWarp) {
+    // The same in all lanes, as a shuffle's result is and threadIdx.x / kWarp, to the compiler, is not.
+    const int warp = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / kWarp, 0);
+    group_ = warp % kGroups;
+    split_ = warp / kGroups;
+    chunks_ = (static_cast<int>(depth(hidden)) / kChunk - split_ + kSplits - 1) / kSplits;
+    state_ = lane_ % 8 * static_cast<int>(stride(hidden)) + split_ * kChunk + lane_ / 8 * kLine;
+    weights_ = reinterpret_cast<uint4*>(shared) + threadIdx.x;
+    taken_ = reinterpret_cast<float*>(shared + weight_bytes(hidden)) + group_ * kFinishers * kToOne + lane_ * kValues;
+    given_ = taken_ + split_ * kFromOne;
+    taken_ += split_ * kToOne;
+
+    // Fragment n of chunk i, whose registers go 8 rows on, then half the depth.
+    auto fragment = [&](int i, int n) {
+      const int row = first + (group_ * kTiles + n / kSteps) * kTileColumns + lane_ / 4;
+      const int depth = (i * kSplits + split_) * kChunk + (n % kSteps * 8 + lane_ % 4) * kInRegister;
+      auto both = [&](int j, int k) {
+        if constexpr (kInRegister == 1)
+          return __float_as_uint(element(j, k));
+        else
+          return element(j, k).bits | static_cast<uint32_t>(element(j, k + 1).bits) << 16;
+      };
+      return make_uint4(both(row, depth), both(row + 8, depth), both(row, depth + 4 * kInRegister),
+                        both(row + 8, depth + 4 * kInRegister));
+    };
+#pragma unroll
+    for (int i = 0; i < kHeldChunks; ++i) {
+#pragma unroll
+      for (int n = 0; n < kTiles * kSteps; ++n) held_[i][n] = fragment(i, n);
+      // Keeps the loads of later chunks behind it, which would want registers of their own.
+      __syncwarp();
+    }
+    for (int i = kHeldChunks; i < chunks_; ++i)
+      for (int n = 0; n < kTiles * kSteps; ++n) *weight(i, n) = fragment(i, n);
+  }
+
+  // What a state is stored as: from the number that M multiplies.
+  static __device__ __forceinline__ State stored(float multiplied) {
+    if constexpr (kInRegister == 1)
+      return round_tf32(multiplied);
+    else
+      return from_float<T>(multiplied);
+  }
+
+  // The sums of kRows states, the first at `states`. All threads of the block call it together; between two calls they
+  // need no barrier.
+  __device__ __forceinline__ void operator()(const State* states, float (&sums)[kValues]) {
+    const State* const state = states + state_;
+    float partial[kTiles * kSteps][4] = {};
+    uint32_t b[kFetched][4];
+    auto fetch = [&](int i, uint32_t (&to)[4]) { ldmatrix_x4(to, state + i * kSplits * kChunk); };
+#pragma unroll
+    for (int i = 0; i < kFetched && i < kHeldChunks; ++i)
+      if (i < chunks_) fetch(i, b[i]);
+#pragma unroll
+    for (int i = 0; i < kHeldChunks; ++i) {
+      if (i >= chunks_) break;
+#pragma unroll
+      for (int n = 0; n < kTiles * kSteps; ++n) multiply(partial[n], held_[i][n], b[i % kFetched], n % kSteps);
+      if (i + kFetched < kHeldChunks && i + kFetched < chunks_) fetch(i + kFetched, b[i % kFetched]);
+    }
+#pragma unroll 2
+    for (int i = kHeldChunks; i < chunks_; ++i) {
+      fetch(i, b[0]);
+#pragma unroll
+      for (int n = 0; n < kTiles * kSteps; ++n) multiply(partial[n], *weight(i, n), b[0], n % kSteps);
+    }
+
+    float whole[kSums];
+#pragma unroll
+    for (int v = 0; v < kSums; ++v) whole[v] = partial[v / 4 * kSteps][v % 4] + partial[v / 4 * kSteps + 1][v % 4];
+    finish(whole, sums);
+  }
+
+  // Which of the sums value i is: the same at every step.
+  __device__ __forceinline__ int row(int i) const { return lane_ % 4 * 2 + sum(i) % 2; }
+  __device__ __forceinline__ int column(int i) const {
+    return (group_ * kTiles + sum(i) / 4) * kTileColumns + sum(i) % 4 / 2 * 8 + lane_ / 4;
+  }
+  // Whether this thread finishes sums.
+  __device__ __forceinline__ bool mine() const { return kFinishers == kSplits || split_ < kFinishers; }
+
+ private:
+  // Floats that are handed over from one warp to one finisher, to one finisher, and in all.
+  static constexpr int kFromOne = kWarp * kValues, kToOne = (kSplits - 1) * kFromOne;
+  static constexpr int kHanded = kGroups * kFinishers * kToOne;
+  static_assert(kSplits == 1 || kValues <= 4, "handed over at once");
+
+  static constexpr __host__ __device__ int64_t weight_bytes(int64_t hidden) {
+    const int64_t chunks = (depth(hidden) / kChunk + kSplits - 1) / kSplits;
+    return (chunks > kHeldChunks ? chunks - kHeldChunks : 0) * kTiles * kSteps * kThreads * 16;
+  }
+  __device__ __forceinline__ uint4* weight(int i, int n) const {
+    return weights_ + ((i - kHeldChunks) * kTiles * kSteps + n) * kThreads;
+  }
+  // Value i's place among a lane's sums.
+  __device__ __forceinline__ int sum(int i) const { return split_ % kFinishers * kValues + i; }
+
+  // d += a b, where b is the chunk's matrices 2 `step` and 2 `step` + 1.
+  static __device__ __forceinline__ void multiply(float (&d)[4], uint4 a, const uint32_t (&b)[4], int step) {
+    if constexpr (kInRegister == 1) {
+      const float m[4] = {__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(a.z), __uint_as_float(a.w)};
+      const float y[2] = {__uint_as_float(b[2 * step]), __uint_as_float(b[2 * step + 1])};
+      mma_tf32(d, m, y);
+    } else {
+      const uint32_t m[4] = {a.x, a.y, a.z, a.w}, y[2] = {b[2 * step], b[2 * step + 1]};
+      mma<T>(d, m, y);
+    }
+  }
+
+  // A finisher's sums in shared memory, as one load or store: given to it, and added to what it has.
+  static __device__ __forceinline__ void give(float* to, const float (&sums)[kValues]) {
+    if constexpr (kValues == 1)
+      *to = sums[0];
+    else if constexpr (kValues == 2)
+      *reinterpret_cast<float2*>(to) = make_float2(sums[0], sums[1]);
+    else
+      *reinterpret_cast<float4*>(to) = make_float4(sums[0], sums[1], sums[2], sums[3]);
+  }
+  static __device__ __forceinline__ void take(const float* from, float (&sums)[kValues]) {
+    if constexpr (kValues == 1) {
+      sums[0] += *from;
+    } else if constexpr (kValues == 2) {
+      const float2 two = *reinterpret_cast<const float2*>(from);
+      sums[0] += two.x;
+      sums[1] += two.y;
+    } else {
+      const float4 four = *reinterpret_cast<const float4*>(from);
+      sums[0] += four.x;
+      sums[1] += four.y;
+      sums[2] += four.z;
+      sums[3] += four.w;
+    }
+  }
+
+  // Adds up the sums of the warps that split the depth, each in an order of its own that is always the same. They are
+  // handed over in [2][group][finisher][other warp][lane][kValues]: in turn the one half and the other, so that whoever
+  // writes a half again has met at the barrier between all those who have read it.
+  __device__ __forceinline__ void finish(const float (&whole)[kSums], float (&sums)[kValues]) {
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) sums[i] = kSplits == 1 ? whole[i] : 0.0f;
+    if constexpr (kSplits > 1) {
+#pragma unroll
+      for (int f = 0; f < kFinishers; ++f) {
+        // Copied before the question whose they are, lest the compiler index `whole` with the answer.
+        float values[kValues];
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) values[i] = whole[f * kValues + i];
+        if (f == split_) {
+#pragma unroll
+          for (int i = 0; i < kValues; ++i) sums[i] = values[i];
+        } else {
+          // The finisher itself is not among the others, and those after it move up.
+          give(given_ + half_ + f * kToOne - (split_ > f ? kFromOne : 0), values);
+        }
+      }
+      __syncthreads();
+      if (mine()) {
+#pragma unroll
+        for (int other = 0; other < kSplits - 1; ++other) take(taken_ + half_ + other * kFromOne, sums);
+      }
+      half_ = kHanded - half_;
+    }
+  }
+
+  int lane_, group_, split_;
+  int chunks_;      // of the depth, this warp's
+  int state_;       // where the lane's address for ldmatrix is, from a state on
+  int half_ = 0;    // where the next sums are handed over
+  uint4* weights_;  // this thread's, in shared memory
+  float *given_, *taken_;
+  uint4 held_[kHeldChunks][kTiles * kSteps];
+};
+
+}  // namespace rnn_ext::cuda
