@@ -18,7 +18,7 @@ CMAKE := $(BIN)/cmake
 SOURCES := csrc/ tests/native/
 
 .PHONY: demo test test-native test-sanitizers test-python cuda cuda-cost test-cuda-emulated test-cuda-build test-gpu \
-  lint format bench build clean
+  bench-gpu lint format bench build clean
 
 demo: build
 	$(BIN)/python examples/char_rnn.py
@@ -78,9 +78,21 @@ test-cuda-build: $(STAMP)
 
 # On a machine with a GPU: the tests that need one. Not on the build in place, which setuptools would leave as it is
 # where that was built without CUDA, and the tests would all be skipped.
+# Then, where the toolkit has compute-sanitizer, a few of them again under its eyes: without PyTorch's cache, in which one
+# allocation's end is another's beginning.
+LOOK := $(BIN)/pytest tests/test_cuda.py -k "trains or float32"
 test-gpu: $(STAMP)
 	RNN_EXT_CUDA=1 $(BIN)/python $(BUILD_CUDA)
 	RNN_EXT_CUDA=1 PYTHONPATH=build/cuda/lib $(BIN)/pytest tests -m cuda
+	if command -v compute-sanitizer >/dev/null; then for tool in memcheck racecheck; do \
+	  RNN_EXT_CUDA=1 PYTHONPATH=build/cuda/lib PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+	    compute-sanitizer --tool $$tool --target-processes all --error-exitcode 1 $(LOOK) || exit 1; \
+	done; fi
+
+# And how fast the same build is, beside cuDNN. From its folder, which Python then looks in before this one.
+bench-gpu: $(STAMP)
+	RNN_EXT_CUDA=1 $(BIN)/python $(BUILD_CUDA)
+	cd build/cuda/lib && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python -m benchmarks.gpu
 
 bench: build
 	$(BIN)/python -m benchmarks

@@ -3,8 +3,8 @@
 ``python -m benchmarks.cuda_cost`` compiles the kernels with nvcc and has cuxray look at them: registers, spills, bank
 conflicts, and the schedule that the compiler wrote into the instructions of the loop over time. From that it
 estimates a step of a block as the longer of two: one warp's way through the loop, and the issue of all its warps'
-instructions. The floor is the multiply-adds alone, 128 a cycle. Estimates of the static schedule, that is: latencies
-of memory are not in them, and a GPU has the last word.
+instructions. The floor is the multiply-adds alone, on all lanes of float32. Estimates of the static schedule, that is:
+latencies of memory are not in them, and a GPU has the last word.
 """
 
 from __future__ import annotations
@@ -34,10 +34,15 @@ KERNEL = re.compile(
     r"sequence_kernelI(f|N\w*?4half|N\w*?8bfloat16)E?N\w*?13FloatMultiplyILi(\d)ELi(\d)EEEN\w*?11WithinBlockELb([01])E"
 )
 DTYPES = {"f": "float32", "half": "float16", "bfloat16": "bfloat16"}
-# Each multiprocessor has four schedulers, which issue an instruction a cycle, and 128 lanes that multiply and add.
-SCHEDULERS, LANES, WARP = 4, 128, 32
+# Each multiprocessor has four schedulers, which issue an instruction a cycle.
+SCHEDULERS, WARP = 4, 32
 # Bytes that a thread may spill: what nvcc 13.0 was seen to spill at the most, which a change must not raise.
 SPILLED = 28
+
+
+def lanes(capability: int) -> int:
+    """Float32 multiply-adds of a multiprocessor in a cycle; a compute capability is 10 * major + minor."""
+    return 64 if capability in (75, 80) else 128
 
 
 class Cost(NamedTuple):
@@ -111,7 +116,7 @@ def costs(architecture: str, directory: Path) -> list[Cost]:
                 kernel["access"]["conflicted_shared_accesses"],
                 loop["instructions"],
                 round(max(loop["est_issue_stall_cycles_per_iter"], issue)),
-                hidden**2 * rows // LANES,
+                hidden**2 * rows // lanes(int(architecture.removeprefix("sm_"))),
             )
         )
     return sorted(found, key=lambda c: (c.dtype != "float32", c.dtype, not c.plain, c.hidden, c.rows))

@@ -4,21 +4,44 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from tabulate import tabulate
 
 from benchmarks import cores, memory
+from benchmarks.grid import Shape
 from benchmarks.limits import Limits
 from benchmarks.peers import MODULES, OURS
+from benchmarks.timing import Sample
 
 Result = dict[str, Any]
 
 
-def _number(microseconds: float) -> str:
+def number(microseconds: float) -> str:
     """Three digits."""
     return f"{microseconds:.{max(0, 2 - math.floor(math.log10(max(microseconds, 0.01))))}f}"
+
+
+def row(shape: Shape, mode: str, samples: Mapping[str, Sample], failed: Iterable[str]) -> dict[str, Any]:
+    """What was measured of one shape, as the results keep it."""
+    found: dict[str, Any] = {
+        "shape": asdict(shape),
+        "label": str(shape),
+        "mode": mode,
+        "peers": {
+            name: {"seconds": s.median, "spread": s.spread, "cores": s.cores, "times": s.times}
+            for name, s in samples.items()
+        },
+        "failed": list(failed),
+    }
+    rivals = {name: sample for name, sample in samples.items() if name != OURS}
+    if OURS in samples and rivals:
+        best = min(rivals, key=lambda name: rivals[name].median)
+        ratio = rivals[best].over(samples[OURS])
+        found |= {"best_peer": best, "ratio": ratio.median, "ratio_spread": ratio.spread}
+    return found
 
 
 def peer_names(result: Result) -> list[str]:
@@ -27,13 +50,14 @@ def peer_names(result: Result) -> list[str]:
     return [name for name in MODULES if name in present]
 
 
-def _cell(row: dict[str, Any], name: str) -> str:
+def cell(row: dict[str, Any], name: str) -> str:
+    """Microseconds a step of one contestant, and their spread."""
     if name in row["failed"]:
         return "wrong"
     peer = row["peers"].get(name)
     if peer is None:
         return "–"
-    return f"{_number(peer['seconds'] / row['shape']['time'] * 1e6)} ±{peer['spread']:.0%}"
+    return f"{number(peer['seconds'] / row['shape']['time'] * 1e6)} ±{peer['spread']:.0%}"
 
 
 def table(result: Result) -> str:
@@ -42,13 +66,13 @@ def table(result: Result) -> str:
     body = []
     for row in result["rows"]:
         cells = [row["label"] + (" *" if row["others"] > cores.DISTURBED else ""), row["mode"], row["threads"]]
-        cells += [_cell(row, name) for name in names]
+        cells += [cell(row, name) for name in names]
         if "ratio" in row:
             cells += [f"{row['ratio']:.2f} ±{row['ratio_spread']:.0%}", row["best_peer"]]
         else:
             cells += ["–", "–"]
         if "limit" in row and OURS in row["peers"]:
-            cells.append(_number(row["limit"] / row["shape"]["time"] * 1e6))
+            cells.append(number(row["limit"] / row["shape"]["time"] * 1e6))
             cells.append(f"{row['limit'] / row['peers'][OURS]['seconds']:.0%}")
         else:
             cells += ["–", "–"]
@@ -66,7 +90,7 @@ def kernel_table(rows: list[dict[str, Any]]) -> str:
             row["isa"],
             row["threads"],
             f"{row['time']}x{row['batch']}x{row['hidden']}",
-            f"{_number(row['seconds'] / row['time'] * 1e6)} ±{row['spread']:.0%}",
+            f"{number(row['seconds'] / row['time'] * 1e6)} ±{row['spread']:.0%}",
             f"{row['flops_per_second'] / 1e9:.1f}",
             f"{row['limit'] / row['seconds']:.0%}" if "limit" in row else "–",
         ]

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 # Shorter calls are repeated before the first one that counts, so that caches and pools are the contestant's own.
 WARM_SECONDS = 2e-3
+# Calls something a number of times, and says how many seconds each took.
+Timer = Callable[[Callable[[], object], int], float]
+
 # A call this long does not notice who was there before.
 LONG_SECONDS = 0.1
 
@@ -53,25 +56,26 @@ def quiet(limit: float = 0.2) -> None:
             return
 
 
-def _time(call: Callable[[], object], repeats: int) -> float:
+def by_clock(call: Callable[[], object], repeats: int) -> float:
+    """The timer of calls that have finished when they return."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()
     return (time.perf_counter() - start) / repeats
 
 
-def _estimate(call: Callable[[], object], seconds: float = 0.02) -> float:
+def _estimate(call: Callable[[], object], timer: Timer, seconds: float = 0.02) -> float:
     """Seconds of a call, roughly: the shortest of some, so that a disturbance does not pass for a long call."""
-    once = _time(call, 1)
+    once = timer(call, 1)
     end = time.perf_counter() + seconds
     while once < LONG_SECONDS and time.perf_counter() < end:
-        once = min(once, _time(call, 1))
+        once = min(once, timer(call, 1))
     return once
 
 
-def _warm(call: Callable[[], object], once: float) -> None:
+def _warm(call: Callable[[], object], timer: Timer, once: float) -> None:
     if once < LONG_SECONDS:
-        _time(call, 1 + int(WARM_SECONDS / once))
+        timer(call, 1 + int(WARM_SECONDS / once))
 
 
 def take_turns(
@@ -82,6 +86,7 @@ def take_turns(
     seconds: float = 1.0,
     seed: int = 0,
     settle: Callable[[], None] = quiet,
+    timer: Timer = by_clock,
 ) -> dict[str, Sample]:
     """Times each contestant once a round, in a shuffled order each round.
 
@@ -93,11 +98,12 @@ def take_turns(
             number of rounds where single calls are long.
         seed: of the order.
         settle: called before each turn.
+        timer: what takes the time of calls.
 
     Returns:
         A sample for each name.
     """
-    once = {name: max(_estimate(call), 1e-9) for name, call in contestants.items()}
+    once = {name: max(_estimate(call, timer), 1e-9) for name, call in contestants.items()}
     rounds = min(rounds, max(fewest, int(seconds / sum(once.values()))))
     repeats = {name: max(1, int(seconds / (rounds * len(contestants)) / t)) for name, t in once.items()}
     times: dict[str, list[float]] = {name: [] for name in contestants}
@@ -109,8 +115,8 @@ def take_turns(
         for name in names:
             call = contestants[name]
             settle()
-            _warm(call, once[name])
+            _warm(call, timer, once[name])
             cpu = time.process_time()
-            times[name].append(_time(call, repeats[name]))
+            times[name].append(timer(call, repeats[name]))
             busy[name] += time.process_time() - cpu
     return {name: Sample(tuple(values), busy[name] / (sum(values) * repeats[name])) for name, values in times.items()}

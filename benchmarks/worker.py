@@ -118,7 +118,7 @@ def _measure_rows(
 
 
 def _row(request: Request, shape: Shape, mode: str, contestants: Sequence[Any]) -> tuple[dict[str, Any], list[str]]:
-    from benchmarks import peers
+    from benchmarks import peers, report
     from benchmarks.timing import take_turns
 
     able, failed = peers.contestants(peers.make_problem(shape, mode, request.threads), contestants)
@@ -126,29 +126,9 @@ def _row(request: Request, shape: Shape, mode: str, contestants: Sequence[Any]) 
     gc.collect()
     others = cores.Others()
     samples = take_turns({name: contestant.run for name, contestant in able.items()}, seconds=request.seconds)
-    row: dict[str, Any] = {
-        "shape": asdict(shape),
-        "label": str(shape),
-        "mode": mode,
-        "threads": request.threads,
-        "others": others.cores(),
-        "peers": {
-            name: {
-                "seconds": sample.median,
-                "spread": sample.spread,
-                "cores": sample.cores,
-                "times": sample.times,
-                "note": able[name].note,
-            }
-            for name, sample in samples.items()
-        },
-        "failed": list(failed),
-    }
-    rivals = {name: sample for name, sample in samples.items() if name != peers.OURS}
-    if peers.OURS in samples and rivals:
-        best = min(rivals, key=lambda name: rivals[name].median)
-        ratio = rivals[best].over(samples[peers.OURS])
-        row |= {"best_peer": best, "ratio": ratio.median, "ratio_spread": ratio.spread}
+    row = {**report.row(shape, mode, samples, failed), "threads": request.threads, "others": others.cores()}
+    for name, contestant in able.items():
+        row["peers"][name]["note"] = contestant.note
     return row, list(failed.values())
 
 

@@ -34,7 +34,7 @@ def on_device(problem: Problem) -> Problem:
     return problem.with_args(**moved)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @settings(max_examples=15 if EMULATED else 200)
 @given(problem=problems(max_hidden=300, max_time=6, max_batch=9))
 def test_values(dtype: torch.dtype, problem: Problem) -> None:

@@ -61,18 +61,20 @@ def make_problem(shape: Shape, mode: str, threads: int) -> Problem:
     return Problem(shape, mode, threads, weights, x.numpy(), g.numpy(), lengths)
 
 
-def _compare(results: list[Array], expected: list[Array], names: Sequence[str]) -> None:
+def _compare(results: list[Array], expected: list[Array], names: Sequence[str], tolerance: float) -> None:
     for result, right, name in zip(results, expected, names, strict=True):
         if result.shape != right.shape:
             raise Disagrees(f"{name} has the shape {result.shape}, not {right.shape}")
         scale = float(np.abs(right).max())
         error = float(np.abs(result - right).max())
         # Written so that NaN fails.
-        if not error <= TOLERANCE * scale:
+        if not error <= tolerance * scale:
             raise Disagrees(f"{name} differs by {error:.1e}, where the largest element is {scale:.1e}")
 
 
-def contestants(problem: Problem, peers: Sequence[Peer]) -> tuple[dict[str, Contestant], dict[str, str]]:
+def contestants(
+    problem: Problem, peers: Sequence[Peer], tolerance: float = TOLERANCE
+) -> tuple[dict[str, Contestant], dict[str, str]]:
     """Those that can do the problem and agree with torch.nn.RNN about it; and why others fail.
 
     Raises:
@@ -89,12 +91,11 @@ def contestants(problem: Problem, peers: Sequence[Peer]) -> tuple[dict[str, Cont
             result = contestant.read(contestant.run())
             if expected is None:
                 expected = result
-            _compare(result, expected, names)
+            _compare(result, expected, names, tolerance)
         except Exception as error:  # whatever a foreign library throws
             if peer.name in (OURS, TORCH):
                 raise
             failed[peer.name] = f"{peer.name}, {problem.shape} {problem.mode}: {type(error).__name__}: {error}"
             continue
         found[peer.name] = contestant
-    order = list(MODULES)
-    return dict(sorted(found.items(), key=lambda item: order.index(item[0]))), failed
+    return {name: found[name] for name in (*MODULES, *found) if name in found}, failed

@@ -15,8 +15,16 @@ from benchmarks.peers.peer import Array, Contestant, Problem
 class ModulePeer:
     """A module with torch.nn.RNN's interface."""
 
-    def __init__(self, name: str, module: Callable[..., nn.Module], version: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: Callable[..., nn.Module],
+        version: str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.name, self._module, self._version = name, module, version
+        self._device, self._dtype = device, dtype
 
     def version(self) -> str:
         return self._version
@@ -30,6 +38,7 @@ class ModulePeer:
         shape = problem.shape
         module = self._module(shape.input_size, shape.hidden_size, shape.num_layers, bidirectional=shape.bidirectional)
         module.load_state_dict({name: torch.from_numpy(value) for name, value in problem.weights.items()})
+        module = module.to(self._device, self._dtype)
         x, g = (self._input(array, problem) for array in (problem.x, problem.g))
         if not problem.training:
 
@@ -44,11 +53,10 @@ class ModulePeer:
         def training() -> tuple[Tensor, ...]:
             return torch.autograd.grad(_data(module(x)[0]), parameters, _data(g))
 
-        return Contestant(training, lambda gradients: [t.numpy() for t in gradients])
+        return Contestant(training, lambda gradients: [_array(t) for t in gradients])
 
-    @staticmethod
-    def _input(array: Array, problem: Problem) -> Tensor | PackedSequence:
-        tensor = torch.from_numpy(array)
+    def _input(self, array: Array, problem: Problem) -> Tensor | PackedSequence:
+        tensor = torch.from_numpy(array).to(self._device, self._dtype)
         return tensor if problem.lengths is None else pack_padded_sequence(tensor, torch.from_numpy(problem.lengths))
 
 
@@ -56,10 +64,14 @@ def _data(output: Tensor | PackedSequence) -> Tensor:
     return output.data if isinstance(output, PackedSequence) else output
 
 
+def _array(tensor: Tensor) -> Array:
+    return tensor.float().cpu().numpy()
+
+
 def _padded(output: Tensor | PackedSequence, time: int) -> Array:
     if isinstance(output, PackedSequence):
         output = pad_packed_sequence(output, total_length=time)[0]
-    return output.numpy()
+    return _array(output)
 
 
 def make() -> ModulePeer:
