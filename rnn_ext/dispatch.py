@@ -46,15 +46,43 @@ def recorded() -> bool:
     return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
-def plain_reverse_mode(*args: Any) -> bool:
-    """Whether gradients are wanted, and nothing but gradients: no recording, no transform, no tangent."""
+def wants_gradient(args: Sequence[Any]) -> bool:
+    """Whether autograd is to record a call with these arguments."""
+    if torch.is_grad_enabled():
+        for a in args:
+            if isinstance(a, Tensor) and a.requires_grad:
+                return True
+    return False
+
+
+def _no_more_than_reverse_mode() -> bool:
     return (
-        torch.is_grad_enabled()
-        and any(isinstance(a, Tensor) and a.requires_grad for a in args)
-        and torch.autograd.forward_ad._current_level < 0
+        torch.autograd.forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
         and not recorded()
     )
+
+
+def plain_reverse_mode(*args: Any) -> bool:
+    """Whether gradients are wanted, and nothing but gradients: no recording, no transform, no tangent."""
+    return wants_gradient(args) and _no_more_than_reverse_mode()
+
+
+# Not in a build whose CPU tensors go to emulated CUDA kernels.
+_HAS_ONE_OP = torch._C._dispatch_has_kernel_for_dispatch_key("rnn_ext::plain_layer", "CPU")
+_ORDINARY = {Tensor, torch.nn.Parameter, type(None)}
+
+
+def is_one_op(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a call with these tensors may go to an op that does several primitives' work: ordinary CPU tensors, all of
+    a dtype that has a kernel, and no one who wants to see, replace or differentiate the primitives in it: no tensor
+    subclass, dispatch mode, recording, transform or tangent."""
+    if not (_HAS_ONE_OP and _ORDINARY.issuperset(map(type, tensors))):
+        return False
+    for t in tensors:
+        if t is not None and not (t.is_cpu and t.dtype in _DTYPES):
+            return False
+    return _no_more_than_reverse_mode() and not torch._C._len_torch_dispatch_stack()
 
 
 def call(op: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
@@ -66,9 +94,13 @@ def call(op: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]
         return function.apply(*args)
     # Duals of forward mode do not require grad.
     if plain_reverse_mode(*args) or torch.autograd.forward_ad._current_level >= 0:
-        # function.apply, without the 30 us that it spends on inspecting forward's signature.
-        return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+        return apply(function, args)
     return below_autograd(op, args)
+
+
+def apply(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
+    """``function.apply`` outside of functorch, without the 30 us that it spends on inspecting forward's signature."""
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 def below_autograd(op: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
