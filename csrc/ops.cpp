@@ -20,7 +20,8 @@
 // All return every state and, as a tensor of its own, each sequence's last one.
 //
 // plain_layer, on the CPU alone: recurrence of u = x W_ihᵀ + b_ih + b_hh, for padded sequences of one length. Its
-// backward returns the gradients of x, h0, w_ih, w_hh and of either bias, each if needed.
+// backward returns the gradients of x, h0, w_ih, w_hh and of either bias, each if needed. The groups' directions
+// alternate; reversed: the first one's is. Two bools, since a str and an int[] take the dispatcher 2 us.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(rnn_ext, m) {
@@ -36,10 +37,10 @@ STABLE_TORCH_LIBRARY(rnn_ext, m) {
       "Tensor? lengths, Tensor? reset, Tensor? mask, str seed_kind, bool transpose, int[] direction) "
       "-> (Tensor, Tensor)");
   m.def(
-      "plain_layer(Tensor x, Tensor? h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, str nonlinearity, "
-      "int[] direction) -> (Tensor, Tensor)");
+      "plain_layer(Tensor x, Tensor? h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, bool relu, bool reversed) "
+      "-> (Tensor, Tensor)");
   m.def(
       "plain_layer_backward(Tensor? g, Tensor? g_n, Tensor x, Tensor? h0, Tensor w_ih, Tensor w_hh, Tensor h, "
-      "str nonlinearity, int[] direction, bool need_x, bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b) "
+      "bool relu, bool reversed, bool need_x, bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b) "
       "-> (Tensor?, Tensor?, Tensor?, Tensor?, Tensor?)");
 }

@@ -55,17 +55,14 @@ def wants_gradient(args: Sequence[Any]) -> bool:
     return False
 
 
-def _no_more_than_reverse_mode() -> bool:
-    return (
-        torch.autograd.forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()
-        and not recorded()
-    )
+def _transformed() -> bool:
+    """Whether there is more to derive than gradients in reverse: tangents, or what a transform of functorch asks for."""
+    return torch.autograd.forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def plain_reverse_mode(*args: Any) -> bool:
     """Whether gradients are wanted, and nothing but gradients: no recording, no transform, no tangent."""
-    return wants_gradient(args) and _no_more_than_reverse_mode()
+    return wants_gradient(args) and not _transformed() and not recorded()
 
 
 # Not in a build whose CPU tensors go to emulated CUDA kernels.
@@ -73,16 +70,22 @@ _HAS_ONE_OP = torch._C._dispatch_has_kernel_for_dispatch_key("rnn_ext::plain_lay
 _ORDINARY = {Tensor, torch.nn.Parameter, type(None)}
 
 
-def is_one_op(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a call with these tensors may go to an op that does several primitives' work: ordinary CPU tensors, all of
-    a dtype that has a kernel, and no one who wants to see, replace or differentiate the primitives in it: no tensor
-    subclass, dispatch mode, recording, transform or tangent."""
-    if not (_HAS_ONE_OP and _ORDINARY.issuperset(map(type, tensors))):
+def is_ordinary(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a call may go to an op that does several primitives' work: ordinary CPU tensors, all of a dtype that has
+    a kernel, and no one who would replace or differentiate the primitives: no tensor subclass, recording, transform or
+    tangent."""
+    # First, so that the compiler sees no more of this.
+    if recorded() or not (_HAS_ONE_OP and _ORDINARY.issuperset(map(type, tensors))):
         return False
     for t in tensors:
         if t is not None and not (t.is_cpu and t.dtype in _DTYPES):
             return False
-    return _no_more_than_reverse_mode() and not torch._C._len_torch_dispatch_stack()
+    return not _transformed()
+
+
+def watched() -> bool:
+    """Whether a dispatch mode sees what runs, to whom a primitive may mean more than an op that contains it."""
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def call(op: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rnn_ext import ops
 from rnn_ext.checkpoint import check_arguments, checkpointed
-from rnn_ext.layer import layer
+from rnn_ext.layer import detachable, layer
 from rnn_ext.layout import zero_where_ended
 
 __all__ = ["rnn", "rnn_cell"]
@@ -116,8 +116,7 @@ def rnn(
         weights = [[_autocast(w, dtype) for w in group] for group in weights]
     direction = (1, -1) if bidirectional else (1,)
     dropped = dropout if training else 0.0
-    layers = len(weights) // directions
-    masks: list[Tensor | None] = [None] * layers
+    masks: list[Tensor | None] = [None] * (len(weights) // directions)
     if training and recurrent_dropout:
         batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0]) if hx is None else hx.shape[1]
         ones = input.new_ones(directions, batch, weights[0][1].shape[1])
@@ -130,10 +129,10 @@ def rnn(
         if ops.plain_reverse_mode(input, hx, *(w for group in weights for w in group)):
             run = partial(_chunk, options)
             return checkpointed(run, input, weights, hx, reset, masks, direction, checkpoint_every, dropped)
-    outputs, h_n = _stack(
-        input, weights, hx, rows, masks, direction, options, first_seen=0 if return_all_layers else layers - 1
-    )
-    return outputs if return_all_layers else outputs[-1], h_n
+    outputs, h_n = _stack(input, weights, hx, rows, masks, direction, options, seen=True)
+    if not return_all_layers:
+        return outputs[-1], h_n
+    return [*map(detachable, outputs[:-1]), outputs[-1]], h_n
 
 
 # nonlinearity, dropout, zoneout and training.
@@ -150,7 +149,7 @@ def _chunk(
     direction: Sequence[int],
 ) -> tuple[list[Tensor], Tensor]:
     """A stack over a part of the time, whose outputs the user does not see."""
-    return _stack(x, weights, hx, (None, None, reset), masks, direction, options, first_seen=len(weights))
+    return _stack(x, weights, hx, (None, None, reset), masks, direction, options, seen=False)
 
 
 def _stack(
@@ -161,10 +160,10 @@ def _stack(
     masks: Sequence[Tensor | None],
     direction: Sequence[int],
     options: _Options,
-    first_seen: int,
+    seen: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """Every layer's output, and all of their last states. ``rows`` are batch_sizes, lengths and reset; ``first_seen`` is
-    the first layer whose output the user sees, and may edit."""
+    """Every layer's output, and all of their last states. ``rows`` are batch_sizes, lengths and reset; ``seen`` tells
+    whether the user sees the last layer's output, and may edit it."""
     nonlinearity, dropout, zoneout, training = options
     directions = len(direction)
     layers = len(weights) // directions
@@ -182,7 +181,7 @@ def _stack(
         if hx is not None and layers > 1:
             h0 = hx[k * directions : (k + 1) * directions]
         leak = _leak(x, directions * groups[0][1].shape[1], zoneout, training) if zoneout else None
-        x, h_n = layer(x, groups, h0, nonlinearity, *rows, masks[k], leak, direction, k >= first_seen)
+        x, h_n = layer(x, groups, h0, nonlinearity, *rows, masks[k], leak, direction, seen and k == layers - 1)
         outputs.append(x)
         states.append(h_n)
         if dropout and k < layers - 1:

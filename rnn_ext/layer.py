@@ -19,8 +19,8 @@ from rnn_ext import dispatch, leaky, ops
 
 _plain_layer = torch.ops.rnn_ext.plain_layer.default
 _plain_layer_backward = torch.ops.rnn_ext.plain_layer_backward.default
-# No batch_sizes, lengths, reset, mask or leak.
-_PLAIN = (None,) * 5
+# The directions that these ops know, of which they are told whether the first is reversed.
+_ALTERNATING = {(1,), (-1,), (1, -1)}
 
 
 def layer(
@@ -49,8 +49,7 @@ def layer(
         mask: as in :func:`rnn_ext.ops.recurrence`.
         leak: as in :func:`rnn_ext.ops.recurrence`.
         direction: as in :func:`rnn_ext.ops.recurrence`, one for each of the groups.
-        editable: such that ``output.relu_()`` before backward is as harmless as with ``nn.RNN``, though h is saved for
-            backward.
+        editable: whether the output is :func:`detachable`.
 
     Returns:
         ``(h, h_n)``: ``(T, B, directions * H)``, or packed, and ``(directions, B, H)``.
@@ -60,25 +59,30 @@ def layer(
     else:
         w_ih, w_hh, *biases = (torch.cat(parts) for parts in zip(*groups, strict=True))
     b_ih, b_hh = biases or (None, None)
-    rest = (batch_sizes, lengths, reset, mask, leak, nonlinearity, tuple(direction))
+    direction = tuple(direction)
+    rest = (batch_sizes, lengths, reset, mask, leak, nonlinearity, direction)
     if torch.compiler.is_exporting():
         return torch.ops.rnn_ext.layer(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
     tensors = (x, h0, w_ih, w_hh, b_ih, b_hh)
-    if rest[:-2] == _PLAIN and dispatch.is_one_op(tensors):
-        args = (*tensors, *rest[-2:])
+    if (
+        batch_sizes is lengths is reset is mask is leak is None
+        and direction in _ALTERNATING
+        and dispatch.is_ordinary(tensors)
+    ):
         if not dispatch.wants_gradient(tensors):
-            return dispatch.below_autograd(_plain_layer, args)
-        h, h_n, _ = dispatch.apply(PlainLayer, (*args, editable))
-        return h, h_n
+            return _plain(*tensors, nonlinearity, direction)
+        return dispatch.apply(PlainLayer, (*tensors, nonlinearity, direction, editable))[:2]
     if ops.has_kernel(x.device, x.dtype) and ops.plain_reverse_mode(*tensors):
         h, h_n = dispatch.apply(Layer, (*tensors, *rest))
     else:
         h, h_n = _composed(*tensors, *rest)
-    return _detachable(h) if editable else h, h_n
+    return detachable(h) if editable else h, h_n
 
 
-def _detachable(h: Tensor) -> Tensor:
-    """A copy-on-write clone: it shares h's memory until someone writes to it.
+def detachable(h: Tensor) -> Tensor:
+    """h, such that ``output.relu_()`` before backward is as harmless as with ``nn.RNN``.
+
+    h is saved for backward. The user gets a copy-on-write clone: it shares h's memory until someone writes to it.
 
     Under a functorch transform, the compiler or the tracer there is none; an in-place edit is then autograd's clear
     error, or functionalised.
@@ -182,32 +186,54 @@ class Layer(torch.autograd.Function):
         return *_backward(g, g_n, x, u, h, h0, w_ih, w_hh, rest, ctx.needs_input_grad), *(None,) * 7
 
 
+def _flags(nonlinearity: str, direction: tuple[int, ...]) -> tuple[bool, bool]:
+    """What the plain ops are told: relu, and whether the first group is reversed."""
+    return nonlinearity == "relu", direction[0] == -1
+
+
+def _plain(
+    x: Tensor,
+    h0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    nonlinearity: str,
+    direction: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:
+    if dispatch.watched():
+        return _composed(x, h0, w_ih, w_hh, b_ih, b_hh, *(None,) * 5, nonlinearity, direction)
+    return dispatch.below_autograd(_plain_layer, (x, h0, w_ih, w_hh, b_ih, b_hh, *_flags(nonlinearity, direction)))
+
+
 class PlainLayer(torch.autograd.Function):
     """Likewise, of plain sequences, and by one op each way; a gradient of the gradient needs the pieces.
 
-    The third result is what backward keeps, of which the first may be a copy-on-write clone: as a result it is part of
-    the graph, at less cost than that of a node for the clone.
+    If editable, the first result is a copy-on-write clone of the third, which backward keeps: so that is part of the
+    graph, at less cost than that of a node for the clone.
     """
 
     @staticmethod
     def forward(ctx, x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, direction, editable):  # type: ignore[no-untyped-def]
-        h, h_n = dispatch.below_autograd(_plain_layer, (x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, direction))
+        h, h_n = _plain(x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, direction)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, w_ih, w_hh, h)
         ctx.options = nonlinearity, direction
-        return torch._lazy_clone(h) if editable else h, h_n, h
+        return (torch._lazy_clone(h), h_n, h) if editable else (h, h_n)
 
     @staticmethod
-    def backward(ctx, g, g_n, g_kept):  # type: ignore[no-untyped-def]
+    def backward(ctx, g, g_n, g_kept=None):  # type: ignore[no-untyped-def]
         if g_kept is not None:
             g = g_kept if g is None else g + g_kept
         if g is None and g_n is None:
             return (None,) * 9
         x, h0, w_ih, w_hh, h = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        if torch.is_grad_enabled() or not dispatch.is_one_op((g, g_n, x, h0, w_ih, w_hh, h)):
-            return *_backward(g, g_n, x, None, h, h0, w_ih, w_hh, (*_PLAIN, *ctx.options), needed), None, None, None
+        tensors = (g, g_n, x, h0, w_ih, w_hh, h)
+        if torch.is_grad_enabled() or dispatch.watched() or not dispatch.is_ordinary(tensors):
+            rest = (*(None,) * 5, *ctx.options)
+            return *_backward(g, g_n, x, None, h, h0, w_ih, w_hh, rest, needed), None, None, None
         need_x, need_h0, need_w_ih, need_w_hh, need_b_ih, need_b_hh, *_ = needed
-        args = (g, g_n, x, h0, w_ih, w_hh, h, *ctx.options, need_x, need_h0, need_w_ih, need_w_hh)
+        args = (*tensors, *_flags(*ctx.options), need_x, need_h0, need_w_ih, need_w_hh)
         *bars, b_bar = dispatch.below_autograd(_plain_layer_backward, (*args, need_b_ih or need_b_hh))
         return *bars, *_biases(b_bar, needed, len(ctx.options[1])), None, None, None

@@ -98,11 +98,11 @@ Tensor sum_of_rows(const Tensor& m) {
   return torch::stable::sum(m, Sizes{0});
 }
 
-Epilogue activation(const std::string& nonlinearity, bool derivative) {
-  const bool tanh = nonlinearity == "tanh";
-  STD_TORCH_CHECK(tanh || nonlinearity == "relu", "nonlinearity must be 'tanh' or 'relu', got '", nonlinearity, "'");
-  return tanh ? (derivative ? Epilogue::tanh_derivative : Epilogue::tanh)
-              : (derivative ? Epilogue::relu_derivative : Epilogue::relu);
+// One direction after the other, of groups that alternate.
+Sizes alternating(const Tensor& w_hh, bool reversed) {
+  Sizes direction(w_hh.size(1) == 0 ? 0 : w_hh.size(0) / w_hh.size(1));
+  for (size_t g = 0; g < direction.size(); ++g) direction[g] = (g % 2 == 1) == reversed ? 1 : -1;
+  return direction;
 }
 
 // What the recurrence itself does not see; the rest is checked there (op.cpp).
@@ -119,14 +119,15 @@ void check_projection(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, c
 }
 
 Results plain_layer(Tensor x, std::optional<Tensor> h0, Tensor w_ih, Tensor w_hh, std::optional<Tensor> b_ih,
-                    std::optional<Tensor> b_hh, std::string nonlinearity, Sizes direction) {
-  const Epilogue phi = activation(nonlinearity, false);
+                    std::optional<Tensor> b_hh, bool relu, bool reversed) {
   check_projection(x, w_ih, w_hh, b_ih, b_hh);
   const Tensor u = empty(x, {x.size(0), x.size(1), w_ih.size(0)});
   const Tensor u_rows = rows_of(u);
   if (b_ih) fill_rows(u_rows, *b_ih, *b_hh);
   multiply(u_rows, rows_of(x), transposed(w_ih), /*add=*/b_ih.has_value());
   const Seed kind = h0 ? Seed::state : Seed::none;
+  const Epilogue phi = relu ? Epilogue::relu : Epilogue::tanh;
+  const Sizes direction = alternating(w_hh, reversed);
   Call c{u, std::move(h0), std::move(w_hh), {}, {}, {}, {}, {}, {}, phi, kind, false, direction};
   // Each element of u is read before its h is written.
   return run_call(cpu::kRuns, std::move(c), u);
@@ -136,13 +137,11 @@ Results plain_layer(Tensor x, std::optional<Tensor> h0, Tensor w_ih, Tensor w_hh
 using Gradient = std::optional<Tensor>;
 std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backward(
     std::optional<Tensor> g, std::optional<Tensor> g_n, Tensor x, std::optional<Tensor> h0, Tensor w_ih, Tensor w_hh,
-    Tensor h, std::string nonlinearity, Sizes direction, bool need_x, bool need_h0, bool need_w_ih, bool need_w_hh,
-    bool need_b) {
-  const Epilogue derivative = activation(nonlinearity, true);
+    Tensor h, bool relu, bool reversed, bool need_x, bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b) {
   check_projection(x, w_ih, w_hh, {}, {});
   const int64_t steps = x.size(0), batch = x.size(1), hidden = w_hh.size(1), columns = w_hh.size(0);
-  Sizes backwards(direction);
-  for (int64_t& d : backwards) d = -d;
+  const Sizes direction = alternating(w_hh, reversed), backwards = alternating(w_hh, !reversed);
+  const Epilogue derivative = relu ? Epilogue::relu_derivative : Epilogue::tanh_derivative;
   const Seed kind = g_n ? Seed::product : Seed::none;
   Call c{std::move(g), std::move(g_n), w_hh, h, {}, {}, {}, {}, {}, derivative, kind, true, backwards};
   const auto [s, s_first] = run_call(cpu::kRuns, std::move(c));
@@ -155,10 +154,10 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
     x_bar = empty(x, {steps, batch, x.size(2)});
     multiply(rows_of(*x_bar), s_rows, w_ih);
   }
-  if (need_h0) h0_bar = empty(s_first, {columns / std::max<int64_t>(hidden, 1), batch, hidden});
+  if (need_h0) h0_bar = empty(s_first, {static_cast<int64_t>(direction.size()), batch, hidden});
   if (need_w_hh) w_hh_bar = empty(w_hh, {columns, hidden});
   const int64_t later = std::max<int64_t>(steps - 1, 0) * batch;
-  for (int64_t group = 0; group < static_cast<int64_t>(direction.size()); ++group) {
+  for (int64_t group = 0; group * hidden < columns; ++group) {
     const Tensor first = matrix(s_first, batch, hidden, hidden, 1, group * batch * hidden);
     if (need_h0) {
       const Tensor w = matrix(w_hh, hidden, hidden, w_hh.stride(0), w_hh.stride(1), group * hidden * w_hh.stride(0));
