@@ -199,8 +199,8 @@ Results recurrence(const Runs& runs, Tensor u, std::optional<Tensor> h0, Tensor 
                   nonlinearity, "'");
   const Seed kind = h0 ? Seed::state : Seed::none;
   return run_call(runs, {std::move(u), std::move(h0), std::move(w), std::nullopt, std::move(batch_sizes),
-                     std::move(lengths), std::move(reset), std::move(mask), std::move(leak),
-                     nonlinearity == "tanh" ? Epilogue::tanh : Epilogue::relu, kind, false, direction});
+                         std::move(lengths), std::move(reset), std::move(mask), std::move(leak),
+                         nonlinearity == "tanh" ? Epilogue::tanh : Epilogue::relu, kind, false, direction});
 }
 
 Results linear_recurrence(const Runs& runs, std::optional<Tensor> v, std::optional<Tensor> seed, Tensor w,
@@ -228,8 +228,8 @@ Results leaky_linear_recurrence(const Runs& runs, std::optional<Tensor> v, std::
                   "a transposed leaky_linear_recurrence starts from a product: before its first step there is neither "
                   "factor nor leak that would say what of a state arrives");
   return run_call(runs, {std::move(v), std::move(seed), std::move(w), std::move(factor), std::move(batch_sizes),
-                     std::move(lengths), std::move(reset), std::move(mask), std::move(leak), Epilogue::given_derivative,
-                     kind, transpose, direction});
+                         std::move(lengths), std::move(reset), std::move(mask), std::move(leak),
+                         Epilogue::given_derivative, kind, transpose, direction});
 }
 
 }  // namespace rnn_ext

@@ -56,7 +56,7 @@ def wants_gradient(args: Sequence[Any]) -> bool:
 
 
 def _transformed() -> bool:
-    """Whether there is more to derive than gradients in reverse: tangents, or what a transform of functorch asks for."""
+    """Whether there is more to derive than gradients in reverse: tangents, or what functorch asks for."""
     return torch.autograd.forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
@@ -85,7 +85,7 @@ def is_ordinary(tensors: Sequence[Tensor | None]) -> bool:
 
 def watched() -> bool:
     """Whether a dispatch mode sees what runs, to whom a primitive may mean more than an op that contains it."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    return bool(torch._C._len_torch_dispatch_stack())
 
 
 def call(op: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ def apply(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
-def below_autograd(op: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+def below_autograd(op: Any, args: tuple[Any, ...]) -> Any:
     """The kernel itself. The op's registered autograd, in Python, would take 10 us to find nothing to do."""
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)

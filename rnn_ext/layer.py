@@ -60,13 +60,14 @@ def layer(
         w_ih, w_hh, *biases = (torch.cat(parts) for parts in zip(*groups, strict=True))
     b_ih, b_hh = biases or (None, None)
     direction = tuple(direction)
-    rest = (batch_sizes, lengths, reset, mask, leak, nonlinearity, direction)
+    rest: tuple[Any, ...] = (batch_sizes, lengths, reset, mask, leak, nonlinearity, direction)
     if torch.compiler.is_exporting():
         return torch.ops.rnn_ext.layer(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
     tensors = (x, h0, w_ih, w_hh, b_ih, b_hh)
     if (
         batch_sizes is lengths is reset is mask is leak is None
         and direction in _ALTERNATING
+        and w_hh.numel()
         and dispatch.is_ordinary(tensors)
     ):
         if not dispatch.wants_gradient(tensors):
@@ -141,16 +142,23 @@ def _backward(
     h0: Tensor | None,
     w_ih: Tensor,
     w_hh: Tensor,
-    rest: tuple[Any, ...],
+    rest: Any,
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, h0, w_ih, w_hh, b_ih and b_hh, of differentiable pieces, so that they have gradients too."""
     need_x, need_h0, need_w_ih, need_w_hh, need_b_ih, need_b_hh, *_ = needed
     s, h0_bar, w_hh_bar = ops.recurrence_backward(g, g_n, h, h0, w_hh, *rest, need_h0, need_w_hh, u)
-    s_rows = s.reshape(-1, s.shape[-1])
-    w_ih_bar = s_rows.t() @ x.reshape(-1, x.shape[-1]) if need_w_ih else None
-    b_bar = s_rows.sum(0) if need_b_ih or need_b_hh else None
+    s_rows = s.flatten(0, -2)
+    w_ih_bar = s_rows.t() @ x.flatten(0, -2) if need_w_ih else None
+    b_bar = _sum_of_rows(s_rows) if need_b_ih or need_b_hh else None
     return s @ w_ih if need_x else None, h0_bar, w_ih_bar, w_hh_bar, *_biases(b_bar, needed, len(rest[-1]))
+
+
+def _sum_of_rows(rows: Tensor) -> Tensor:
+    """As the plain op sums, where that will do: whether a mode watches must not change a bit."""
+    if torch.is_grad_enabled() or not dispatch.is_ordinary((rows,)):
+        return rows.sum(0)
+    return dispatch.below_autograd(torch.ops.rnn_ext.sum_of_rows.default, (rows,))
 
 
 def _biases(b_bar: Tensor | None, needed: Sequence[bool], directions: int) -> tuple[Tensor | None, Tensor | None]:

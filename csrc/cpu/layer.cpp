@@ -1,6 +1,7 @@
-// A whole layer as one op on the CPU, and its first-order gradient as another: at B = 1 a call of PyTorch costs about as
-// much as the work that it asks for, so what rnn_ext/layer.py composes of a dozen calls is here the same formulas in
-// one. Only for what is called most: sequences of one length, without reset, mask or leak, and gradients of first order.
+// A whole layer as one op on the CPU, and its first-order gradient as another: at B = 1 a call of PyTorch costs about
+// as much as the work that it asks for, so what rnn_ext/layer.py composes of a dozen calls is here the same formulas in
+// one. Only for what is called most: sequences of one length, without reset, mask or leak, and gradients of first
+// order.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -8,6 +9,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/runs.h"
 
@@ -48,6 +50,17 @@ Tensor product(const Tensor& a, const Tensor& b) {
   return out;
 }
 
+// (G, B, H) states, each group's by its own of the matrices in w, which is (G*H, H).
+Tensor batched_product(const Tensor& states, const Tensor& w) {
+  const int64_t sizes[] = {states.size(0), w.size(1), w.size(1)};
+  const int64_t strides[] = {w.size(1) * w.stride(0), w.stride(0), w.stride(1)};
+  AtenTensorHandle square = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(w.get(), 3, sizes, strides, 0, &square));
+  Tensor out = empty(states, {states.size(0), states.size(1), w.size(1)});
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_bmm_out(out.get(), states.get(), Tensor(square).get()));
+  return out;
+}
+
 // b_ih + b_hh in each row of a contiguous matrix.
 template <class T>
 void fill_rows(const Tensor& out, const Tensor& b_ih, const Tensor& b_hh) {
@@ -69,7 +82,7 @@ void fill_rows(const Tensor& out, const Tensor& b_ih, const Tensor& b_hh) {
   }
 }
 
-// The sum of a matrix's rows, by blocks, so that rounding errors do not grow with the number of rows.
+// The sum of a contiguous matrix's rows, by blocks, so that rounding errors do not grow with the number of rows.
 template <class T>
 Tensor small_sum_of_rows(const Tensor& m) {
   constexpr int64_t kBlock = 32;
@@ -88,10 +101,11 @@ Tensor small_sum_of_rows(const Tensor& m) {
   return sum;
 }
 
-// Likewise of any size, the matrix contiguous. PyTorch's sum has threads and the 16-bit formats, and costs some
-// microseconds to ask for, in which one thread is through with 2^15 elements.
-Tensor sum_of_rows(const Tensor& m) {
-  if (m.numel() <= 1 << 15) {
+// Likewise of any size. PyTorch's sum has threads and the 16-bit formats, and costs a dozen microseconds where its code
+// is not in the cache, in which one thread is through with 2^15 elements.
+Tensor sum_of_rows(Tensor m) {
+  STD_TORCH_CHECK(m.dim() == 2, "m must have 2 dimensions, got ", m.dim());
+  if (m.numel() <= 1 << 15 && m.is_contiguous()) {
     if (m.scalar_type() == ScalarType::Float) return small_sum_of_rows<float>(m);
     if (m.scalar_type() == ScalarType::Double) return small_sum_of_rows<double>(m);
   }
@@ -142,6 +156,8 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
   const int64_t steps = x.size(0), batch = x.size(1), hidden = w_hh.size(1), columns = w_hh.size(0);
   const Sizes direction = alternating(w_hh, reversed), backwards = alternating(w_hh, !reversed);
   const Epilogue derivative = relu ? Epilogue::relu_derivative : Epilogue::tanh_derivative;
+  check_shape(h, {steps, batch, columns}, "h");
+  if (h0) check_shape(*h0, {static_cast<int64_t>(direction.size()), batch, hidden}, "h0");
   const Seed kind = g_n ? Seed::product : Seed::none;
   Call c{std::move(g), std::move(g_n), w_hh, h, {}, {}, {}, {}, {}, derivative, kind, true, backwards};
   const auto [s, s_first] = run_call(cpu::kRuns, std::move(c));
@@ -154,27 +170,27 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
     x_bar = empty(x, {steps, batch, x.size(2)});
     multiply(rows_of(*x_bar), s_rows, w_ih);
   }
-  if (need_h0) h0_bar = empty(s_first, {static_cast<int64_t>(direction.size()), batch, hidden});
-  if (need_w_hh) w_hh_bar = empty(w_hh, {columns, hidden});
+  if (need_h0) h0_bar = batched_product(s_first, w_hh);
   const int64_t later = std::max<int64_t>(steps - 1, 0) * batch;
-  for (int64_t group = 0; group * hidden < columns; ++group) {
-    const Tensor first = matrix(s_first, batch, hidden, hidden, 1, group * batch * hidden);
-    if (need_h0) {
-      const Tensor w = matrix(w_hh, hidden, hidden, w_hh.stride(0), w_hh.stride(1), group * hidden * w_hh.stride(0));
-      multiply(matrix(*h0_bar, batch, hidden, hidden, 1, group * batch * hidden), first, w);
+  for (int64_t group = 0; need_w_hh && group * hidden < columns; ++group) {
+    // s_t against the state before it: against each other by one step, in the group's own time.
+    const int64_t s_offset = direction[group] == 1 ? batch : 0, h_offset = batch - s_offset;
+    auto part = [&](const Tensor& t, int64_t row) {
+      return matrix(t, later, hidden, t.stride(0), t.stride(1), row * t.stride(0) + group * hidden * t.stride(1));
+    };
+    // Of its own, and then to its place: where memory is aligned otherwise, a GEMM may give other bits.
+    const Tensor block = product(transposed(part(s_rows, s_offset)), part(h_rows, h_offset));
+    if (h0) {
+      const Tensor first = matrix(s_first, batch, hidden, hidden, 1, group * batch * hidden);
+      const Tensor before = matrix(*h0, batch, hidden, h0->stride(1), h0->stride(2), group * h0->stride(0));
+      multiply(block, transposed(first), before, /*add=*/true);
     }
-    if (need_w_hh) {
-      // s_t against the state before it: against each other by one step, in the group's own time.
-      const int64_t s_offset = direction[group] == 1 ? batch : 0, h_offset = batch - s_offset;
-      auto part = [&](const Tensor& t, int64_t row) {
-        return matrix(t, later, hidden, t.stride(0), t.stride(1), row * t.stride(0) + group * hidden * t.stride(1));
-      };
-      const Tensor out = matrix(*w_hh_bar, hidden, hidden, hidden, 1, group * hidden * hidden);
-      multiply(out, transposed(part(s_rows, s_offset)), part(h_rows, h_offset));
-      if (h0) {
-        const Tensor before = matrix(*h0, batch, hidden, h0->stride(1), h0->stride(2), group * h0->stride(0));
-        multiply(out, transposed(first), before, /*add=*/true);
-      }
+    if (direction.size() == 1) {
+      w_hh_bar = block;
+    } else {
+      if (group == 0) w_hh_bar = empty(w_hh, {columns, hidden});
+      const size_t bytes = block.numel() * block.element_size();
+      std::memcpy(static_cast<char*>(w_hh_bar->mutable_data_ptr()) + group * bytes, block.const_data_ptr(), bytes);
     }
   }
   return {x_bar, h0_bar, w_ih_bar, w_hh_bar, b_bar};
@@ -184,6 +200,7 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
 }  // namespace rnn_ext
 
 STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {
+  m.impl("sum_of_rows", TORCH_BOX(rnn_ext::sum_of_rows));
   m.impl("plain_layer", TORCH_BOX(rnn_ext::plain_layer));
   m.impl("plain_layer_backward", TORCH_BOX(rnn_ext::plain_layer_backward));
 }
