@@ -71,13 +71,18 @@ std::string text(const Tensor& t) {
   return s + ")";
 }
 
+}  // namespace
+
 void check_shape(const Tensor& t, const Sizes& expected, const char* name) {
   bool same = t.dim() == static_cast<int64_t>(expected.size());
   for (size_t i = 0; same && i < expected.size(); ++i) same = t.size(i) == expected[i];
+  if (same) return;
   std::string want;
   for (size_t i = 0; i < expected.size(); ++i) want += (i ? ", " : "") + std::to_string(expected[i]);
-  STD_TORCH_CHECK(same, name, " must have shape (", want, "), got ", text(t));
+  STD_TORCH_CHECK(false, name, " must have shape (", want, "), got ", text(t));
 }
+
+namespace {
 
 Tensor with_unit_stride(const Tensor& t) {
   return t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
@@ -153,7 +158,9 @@ Seed kind_of(const std::optional<Tensor>& seed, const std::string& seed_kind) {
   return !seed ? Seed::none : seed_kind == "state" ? Seed::state : Seed::product;
 }
 
-Results call(const Runs& runs, Call c) {
+}  // namespace
+
+Results run_call(const Runs& runs, Call c, std::optional<Tensor> output_or_none) {
   const Shape shape = check_call(c);
   for (auto* t : {&c.input, &c.seed, &c.factor, &c.mask, &c.leak})
     if (*t) *t = with_unit_stride(**t);
@@ -167,8 +174,9 @@ Results call(const Runs& runs, Call c) {
     c.reset = torch::stable::contiguous(*c.reset);
     rows.resets = static_cast<const bool*>(c.reset->const_data_ptr());
   }
-  Tensor output =
-      c.batch_sizes ? empty(like, {like.size(0), columns}) : empty(like, {shape.time, shape.batch, columns});
+  Tensor output = output_or_none  ? std::move(*output_or_none)
+                  : c.batch_sizes ? empty(like, {like.size(0), columns})
+                                  : empty(like, {shape.time, shape.batch, columns});
   Tensor last = empty(like, {shape.groups, shape.batch, shape.hidden});
   if (shape.groups * shape.batch * shape.hidden == 0) return {output, last};
   switch (c.weight.scalar_type()) {
@@ -184,17 +192,15 @@ Results call(const Runs& runs, Call c) {
   return {output, last};
 }
 
-}  // namespace
-
 Results recurrence(const Runs& runs, Tensor u, std::optional<Tensor> h0, Tensor w, std::optional<Tensor> batch_sizes,
                    std::optional<Tensor> lengths, std::optional<Tensor> reset, std::optional<Tensor> mask,
                    std::optional<Tensor> leak, std::string nonlinearity, Sizes direction) {
   STD_TORCH_CHECK(nonlinearity == "tanh" || nonlinearity == "relu", "nonlinearity must be 'tanh' or 'relu', got '",
                   nonlinearity, "'");
   const Seed kind = h0 ? Seed::state : Seed::none;
-  return call(runs, {std::move(u), std::move(h0), std::move(w), std::nullopt, std::move(batch_sizes),
-                     std::move(lengths), std::move(reset), std::move(mask), std::move(leak),
-                     nonlinearity == "tanh" ? Epilogue::tanh : Epilogue::relu, kind, false, direction});
+  return run_call(runs, {std::move(u), std::move(h0), std::move(w), std::nullopt, std::move(batch_sizes),
+                         std::move(lengths), std::move(reset), std::move(mask), std::move(leak),
+                         nonlinearity == "tanh" ? Epilogue::tanh : Epilogue::relu, kind, false, direction});
 }
 
 Results linear_recurrence(const Runs& runs, std::optional<Tensor> v, std::optional<Tensor> seed, Tensor w,
@@ -208,7 +214,7 @@ Results linear_recurrence(const Runs& runs, std::optional<Tensor> v, std::option
   const Epilogue epilogue = given  ? Epilogue::given_derivative
                             : tanh ? Epilogue::tanh_derivative
                                    : Epilogue::relu_derivative;
-  return call(
+  return run_call(
       runs, {std::move(v), std::move(seed), std::move(w), std::move(factor), std::move(batch_sizes), std::move(lengths),
              std::move(reset), std::move(mask), std::nullopt, epilogue, kind, transpose, direction});
 }
@@ -221,9 +227,9 @@ Results leaky_linear_recurrence(const Runs& runs, std::optional<Tensor> v, std::
   STD_TORCH_CHECK(kind != Seed::state || !transpose,
                   "a transposed leaky_linear_recurrence starts from a product: before its first step there is neither "
                   "factor nor leak that would say what of a state arrives");
-  return call(runs, {std::move(v), std::move(seed), std::move(w), std::move(factor), std::move(batch_sizes),
-                     std::move(lengths), std::move(reset), std::move(mask), std::move(leak), Epilogue::given_derivative,
-                     kind, transpose, direction});
+  return run_call(runs, {std::move(v), std::move(seed), std::move(w), std::move(factor), std::move(batch_sizes),
+                         std::move(lengths), std::move(reset), std::move(mask), std::move(leak),
+                         Epilogue::given_derivative, kind, transpose, direction});
 }
 
 }  // namespace rnn_ext

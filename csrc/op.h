@@ -93,8 +93,15 @@ struct Runs {
   Run<bfloat16> bf16;
 };
 
-// The ops of ops.cpp on a device.
 using Results = std::tuple<Tensor, Tensor>;
+
+// Raises an error that names the tensor, unless it has that shape.
+void check_shape(const Tensor& t, const Sizes& expected, const char* name);
+
+// Checks the arguments and runs the call. `output` may be the input: each element is read before it is written.
+Results run_call(const Runs& runs, Call c, std::optional<Tensor> output = std::nullopt);
+
+// The ops of ops.cpp on a device.
 Results recurrence(const Runs& runs, Tensor u, std::optional<Tensor> h0, Tensor w, std::optional<Tensor> batch_sizes,
                    std::optional<Tensor> lengths, std::optional<Tensor> reset, std::optional<Tensor> mask,
                    std::optional<Tensor> leak, std::string nonlinearity, Sizes direction);

@@ -46,15 +46,46 @@ def recorded() -> bool:
     return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
+def wants_gradient(args: Sequence[Any]) -> bool:
+    """Whether autograd is to record a call with these arguments."""
+    if torch.is_grad_enabled():
+        for a in args:
+            if isinstance(a, Tensor) and a.requires_grad:
+                return True
+    return False
+
+
+def _transformed() -> bool:
+    """Whether there is more to derive than gradients in reverse: tangents, or what functorch asks for."""
+    return torch.autograd.forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
 def plain_reverse_mode(*args: Any) -> bool:
     """Whether gradients are wanted, and nothing but gradients: no recording, no transform, no tangent."""
-    return (
-        torch.is_grad_enabled()
-        and any(isinstance(a, Tensor) and a.requires_grad for a in args)
-        and torch.autograd.forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()
-        and not recorded()
-    )
+    return wants_gradient(args) and not _transformed() and not recorded()
+
+
+# Not in a build whose CPU tensors go to emulated CUDA kernels.
+_HAS_ONE_OP = torch._C._dispatch_has_kernel_for_dispatch_key("rnn_ext::plain_layer", "CPU")
+_ORDINARY = {Tensor, torch.nn.Parameter, type(None)}
+
+
+def is_ordinary(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a call may go to an op that does several primitives' work: ordinary CPU tensors, all of a dtype that has
+    a kernel, and no one who would replace or differentiate the primitives: no tensor subclass, recording, transform or
+    tangent."""
+    # First, so that the compiler sees no more of this.
+    if recorded() or not (_HAS_ONE_OP and _ORDINARY.issuperset(map(type, tensors))):
+        return False
+    for t in tensors:
+        if t is not None and not (t.is_cpu and t.dtype in _DTYPES):
+            return False
+    return not _transformed()
+
+
+def watched() -> bool:
+    """Whether a dispatch mode sees what runs, to whom a primitive may mean more than an op that contains it."""
+    return bool(torch._C._len_torch_dispatch_stack())
 
 
 def call(op: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
@@ -66,12 +97,16 @@ def call(op: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]
         return function.apply(*args)
     # Duals of forward mode do not require grad.
     if plain_reverse_mode(*args) or torch.autograd.forward_ad._current_level >= 0:
-        # function.apply, without the 30 us that it spends on inspecting forward's signature.
-        return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+        return apply(function, args)
     return below_autograd(op, args)
 
 
-def below_autograd(op: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+def apply(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
+    """``function.apply`` outside of functorch, without the 30 us that it spends on inspecting forward's signature."""
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
+def below_autograd(op: Any, args: tuple[Any, ...]) -> Any:
     """The kernel itself. The op's registered autograd, in Python, would take 10 us to find nothing to do."""
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)

@@ -7,6 +7,7 @@ layers, dropout.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from rnn_ext import ops
 from rnn_ext.checkpoint import check_arguments, checkpointed
-from rnn_ext.layer import layer
+from rnn_ext.layer import detachable, layer
 from rnn_ext.layout import zero_where_ended
 
 __all__ = ["rnn", "rnn_cell"]
@@ -121,38 +122,49 @@ def rnn(
         ones = input.new_ones(directions, batch, weights[0][1].shape[1])
         masks = [F.dropout(ones, recurrent_dropout, True) for _ in masks]
 
-    def run(
-        x: Tensor,
-        weights: Sequence[Weights],
-        hx: Tensor | None,
-        reset: Tensor | None,
-        masks: Sequence[Tensor | None],
-        direction: Sequence[int],
-    ) -> tuple[list[Tensor], Tensor]:
-        rows = (batch_sizes, lengths, reset)
-        return _stack(x, weights, hx, nonlinearity, direction, dropped, rows, masks, zoneout, training)
-
+    rows = (batch_sizes, lengths, reset)
+    options = (nonlinearity, dropped, zoneout, training)
     if checkpoint_every is not None:
         check_arguments(checkpoint_every, batch_sizes is not None or lengths is not None, return_all_layers)
         if ops.plain_reverse_mode(input, hx, *(w for group in weights for w in group)):
+            run = partial(_chunk, options)
             return checkpointed(run, input, weights, hx, reset, masks, direction, checkpoint_every, dropped)
-    outputs, h_n = run(input, weights, hx, reset, masks, direction)
-    return [_detachable(h) for h in outputs] if return_all_layers else _detachable(outputs[-1]), h_n
+    outputs, h_n = _stack(input, weights, hx, rows, masks, direction, options, seen=True)
+    if not return_all_layers:
+        return outputs[-1], h_n
+    return [*map(detachable, outputs[:-1]), outputs[-1]], h_n
+
+
+# nonlinearity, dropout, zoneout and training.
+_Options = tuple[str, float, float, bool]
+
+
+def _chunk(
+    options: _Options,
+    x: Tensor,
+    weights: Sequence[Weights],
+    hx: Tensor | None,
+    reset: Tensor | None,
+    masks: Sequence[Tensor | None],
+    direction: Sequence[int],
+) -> tuple[list[Tensor], Tensor]:
+    """A stack over a part of the time, whose outputs the user does not see."""
+    return _stack(x, weights, hx, (None, None, reset), masks, direction, options, seen=False)
 
 
 def _stack(
     x: Tensor,
     weights: Sequence[Weights],
     hx: Tensor | None,
-    nonlinearity: str,
-    direction: Sequence[int],
-    dropout: float,
     rows: tuple[Tensor | None, Tensor | None, Tensor | None],
     masks: Sequence[Tensor | None],
-    zoneout: float,
-    training: bool,
+    direction: Sequence[int],
+    options: _Options,
+    seen: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """Every layer's output, and all of their last states. ``rows`` are batch_sizes, lengths and reset."""
+    """Every layer's output, and all of their last states. ``rows`` are batch_sizes, lengths and reset; ``seen`` tells
+    whether the user sees the last layer's output, and may edit it."""
+    nonlinearity, dropout, zoneout, training = options
     directions = len(direction)
     layers = len(weights) // directions
     outputs, states = [], []
@@ -169,10 +181,7 @@ def _stack(
         if hx is not None and layers > 1:
             h0 = hx[k * directions : (k + 1) * directions]
         leak = _leak(x, directions * groups[0][1].shape[1], zoneout, training) if zoneout else None
-        if not ops.recorded() and x.dim() == 3 and x.shape[0] == 1 and torch.is_grad_enabled():
-            x, h_n = _single_step(x[0], groups, h0, masks[k], leak, nonlinearity)
-        else:
-            x, h_n = layer(x, groups, h0, nonlinearity, *rows, masks[k], leak, direction)
+        x, h_n = layer(x, groups, h0, nonlinearity, *rows, masks[k], leak, direction, seen and k == layers - 1)
         outputs.append(x)
         states.append(h_n)
         if dropout and k < layers - 1:
@@ -192,40 +201,6 @@ def _leak(x: Tensor, columns: int, p: float, training: bool) -> Tensor:
 
 def _autocast(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
-
-
-def _single_step(
-    x: Tensor,
-    groups: Sequence[Weights],
-    h0: Tensor | None,
-    mask: Tensor | None,
-    leak: Tensor | None,
-    nonlinearity: str,
-) -> tuple[Tensor, Tensor]:
-    """T = 1 with gradients: nothing to fuse over time, and autograd in C++ costs less than one in Python."""
-    before = x.new_zeros(len(groups), x.shape[0], groups[0][1].shape[1]) if h0 is None else h0
-    h0 = before if h0 is None or mask is None else h0 * mask
-    states = [rnn_cell(x, h0[d], *weights, nonlinearity=nonlinearity) for d, weights in enumerate(groups)]
-    if leak is not None:
-        parts = leak[0].chunk(len(groups), -1)
-        states = [torch.lerp(new, old, z.to(x.dtype)) for z, old, new in zip(parts, before, states, strict=True)]
-    output = states[0] if len(states) == 1 else torch.cat(states, -1)
-    return output.unsqueeze(0), torch.stack(states)
-
-
-def _detachable(h: Tensor) -> Tensor:
-    """The last layer's output, such that ``output.relu_()`` before backward is as harmless as with ``nn.RNN``.
-
-    h is saved for backward. The user gets a copy-on-write clone: it shares h's memory until someone writes to it.
-    Under a functorch transform, the compiler or the tracer there is none; an in-place edit is then autograd's clear
-    error, or functionalised.
-    """
-    if not (h.requires_grad and torch.is_grad_enabled()):
-        return h
-    if ops.recorded() or torch._C._are_functorch_transforms_active():
-        return h
-    # Copy on write is there for the CPU, and differentiable for real dtypes.
-    return torch._lazy_clone(h) if h.device.type == "cpu" and not h.is_complex() else h.clone()
 
 
 def rnn_cell(

@@ -1,18 +1,26 @@
 """One layer: the projection of the whole sequence, and the recurrence over it.
 
 Composed of two differentiable pieces, ``F.linear`` and ``ops.recurrence``. In plain reverse mode, which is all that
-training asks for, both are one autograd node: a short sequence is then not outweighed by five nodes' bookkeeping.
+training asks for, both are one autograd node: a short sequence is then not outweighed by five nodes' bookkeeping. And
+what is called most, sequences of one length on the CPU, is one op there and one in backward (``csrc/cpu/layer.cpp``),
+as long as nothing else wants to see or to differentiate the pieces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnn_ext import leaky, ops
+from rnn_ext import dispatch, leaky, ops
+
+_plain_layer = torch.ops.rnn_ext.plain_layer.default
+_plain_layer_backward = torch.ops.rnn_ext.plain_layer_backward.default
+# The directions that these ops know, of which they are told whether the first is reversed.
+_ALTERNATING = {(1,), (-1,), (1, -1)}
 
 
 def layer(
@@ -26,6 +34,7 @@ def layer(
     mask: Tensor | None,
     leak: Tensor | None,
     direction: Sequence[int],
+    editable: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """All directions of one layer, as the groups of one recurrence.
 
@@ -40,6 +49,7 @@ def layer(
         mask: as in :func:`rnn_ext.ops.recurrence`.
         leak: as in :func:`rnn_ext.ops.recurrence`.
         direction: as in :func:`rnn_ext.ops.recurrence`, one for each of the groups.
+        editable: whether the output is :func:`detachable`.
 
     Returns:
         ``(h, h_n)``: ``(T, B, directions * H)``, or packed, and ``(directions, B, H)``.
@@ -49,12 +59,41 @@ def layer(
     else:
         w_ih, w_hh, *biases = (torch.cat(parts) for parts in zip(*groups, strict=True))
     b_ih, b_hh = biases or (None, None)
-    rest = (batch_sizes, lengths, reset, mask, leak, nonlinearity, tuple(direction))
+    direction = tuple(direction)
+    rest: tuple[Any, ...] = (batch_sizes, lengths, reset, mask, leak, nonlinearity, direction)
     if torch.compiler.is_exporting():
         return torch.ops.rnn_ext.layer(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
-    if ops.has_kernel(x.device, x.dtype) and ops.plain_reverse_mode(x, h0, w_ih, w_hh, b_ih, b_hh):
-        return Layer.apply(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
-    return _composed(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
+    tensors = (x, h0, w_ih, w_hh, b_ih, b_hh)
+    if (
+        batch_sizes is lengths is reset is mask is leak is None
+        and direction in _ALTERNATING
+        and w_hh.numel()
+        and dispatch.is_ordinary(tensors)
+    ):
+        if not dispatch.wants_gradient(tensors):
+            return _plain(*tensors, nonlinearity, direction)
+        return dispatch.apply(PlainLayer, (*tensors, nonlinearity, direction, editable))[:2]
+    if ops.has_kernel(x.device, x.dtype) and ops.plain_reverse_mode(*tensors):
+        h, h_n = dispatch.apply(Layer, (*tensors, *rest))
+    else:
+        h, h_n = _composed(*tensors, *rest)
+    return detachable(h) if editable else h, h_n
+
+
+def detachable(h: Tensor) -> Tensor:
+    """h, such that ``output.relu_()`` before backward is as harmless as with ``nn.RNN``.
+
+    h is saved for backward. The user gets a copy-on-write clone: it shares h's memory until someone writes to it.
+
+    Under a functorch transform, the compiler or the tracer there is none; an in-place edit is then autograd's clear
+    error, or functionalised.
+    """
+    if not (h.requires_grad and torch.is_grad_enabled()):
+        return h
+    if ops.recorded() or torch._C._are_functorch_transforms_active():
+        return h
+    # Copy on write is there for the CPU, and differentiable for real dtypes.
+    return torch._lazy_clone(h) if h.device.type == "cpu" and not h.is_complex() else h.clone()
 
 
 def _composed(
@@ -94,44 +133,115 @@ def _project(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) 
     return F.linear(x, w_ih, None if b_ih is None or b_hh is None else b_ih + b_hh)
 
 
+def _backward(
+    g: Tensor | None,
+    g_n: Tensor | None,
+    x: Tensor,
+    u: Tensor | None,
+    h: Tensor,
+    h0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    rest: Any,
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, h0, w_ih, w_hh, b_ih and b_hh, of differentiable pieces, so that they have gradients too."""
+    need_x, need_h0, need_w_ih, need_w_hh, need_b_ih, need_b_hh, *_ = needed
+    s, h0_bar, w_hh_bar = ops.recurrence_backward(g, g_n, h, h0, w_hh, *rest, need_h0, need_w_hh, u)
+    s_rows = s.flatten(0, -2)
+    w_ih_bar = s_rows.t() @ x.flatten(0, -2) if need_w_ih else None
+    b_bar = _sum_of_rows(s_rows) if need_b_ih or need_b_hh else None
+    return s @ w_ih if need_x else None, h0_bar, w_ih_bar, w_hh_bar, *_biases(b_bar, needed, len(rest[-1]))
+
+
+def _sum_of_rows(rows: Tensor) -> Tensor:
+    """As the plain op sums, where that will do: whether a mode watches must not change a bit."""
+    if torch.is_grad_enabled() or not dispatch.is_ordinary((rows,)):
+        return rows.sum(0)
+    return dispatch.below_autograd(torch.ops.rnn_ext.sum_of_rows.default, (rows,))
+
+
+def _biases(b_bar: Tensor | None, needed: Sequence[bool], directions: int) -> tuple[Tensor | None, Tensor | None]:
+    """The gradient of both biases, for each."""
+    need_b_ih, need_b_hh = needed[4:6]
+    b_hh_bar = b_bar if need_b_hh else None
+    if b_hh_bar is not None and directions > 1:
+        # A tensor of its own. Where these are two directions' biases in one, autograd keeps views of what it gets
+        # here as the parameters' gradients, and one that is added to or clipped must not change the other.
+        b_hh_bar = b_hh_bar.clone()
+    return b_bar if need_b_ih else None, b_hh_bar
+
+
 class Layer(torch.autograd.Function):
     """The layer as one node. Its backward is made of differentiable pieces, so it has one of its own."""
 
     @staticmethod
     def forward(ctx, x, h0, w_ih, w_hh, b_ih, b_hh, *rest):  # type: ignore[no-untyped-def]
-        batch_sizes, lengths, reset, mask, leak, nonlinearity, direction = rest
+        *rows, ctx.nonlinearity, ctx.direction = rest
         u = _project(x, w_ih, b_ih, b_hh)
-        h, h_n = ops.recurrence(u, h0, w_hh, batch_sizes, lengths, reset, mask, leak, nonlinearity, direction)
+        h, h_n = ops.recurrence(u, h0, w_hh, *rest)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w_ih, b_ih, b_hh, h, h0, w_hh, batch_sizes, lengths, reset, mask, leak)
-        ctx.nonlinearity, ctx.direction = nonlinearity, direction
+        ctx.save_for_backward(x, w_ih, b_ih, b_hh, h, h0, w_hh, *rows)
         return h, h_n
 
     @staticmethod
     def backward(ctx, g, g_n):  # type: ignore[no-untyped-def]
         if g is None and g_n is None:
             return (None,) * 13
-        x, w_ih, b_ih, b_hh, h, h0, w_hh, batch_sizes, lengths, reset, mask, leak = ctx.saved_tensors
-        u = _project(x, w_ih, b_ih, b_hh) if leaky.needs_sums(leak) else None
-        need_x, need_h0, need_w_ih, need_w_hh, need_b_ih, need_b_hh = ctx.needs_input_grad[:6]
-        s, h0_bar, w_hh_bar = ops.recurrence_backward(
-            *(g, g_n, h, h0, w_hh, batch_sizes, lengths, reset, mask, leak),
-            *(ctx.nonlinearity, ctx.direction, need_h0, need_w_hh, u),
-        )
-        s_rows = s.reshape(-1, s.shape[-1])
-        w_ih_bar = s_rows.t() @ x.reshape(-1, x.shape[-1]) if need_w_ih else None
-        b_bar = s_rows.sum(0) if need_b_ih or need_b_hh else None
-        b_hh_bar = b_bar
-        if need_b_hh and b_bar is not None and len(ctx.direction) > 1:
-            # A tensor of its own. Where these are two directions' biases in one, autograd keeps views of what it gets
-            # here as the parameters' gradients, and one that is added to or clipped must not change the other.
-            b_hh_bar = b_bar.clone()
-        return (
-            s @ w_ih if need_x else None,
-            h0_bar,
-            w_ih_bar,
-            w_hh_bar,
-            b_bar if need_b_ih else None,
-            b_hh_bar if need_b_hh else None,
-            *(None,) * 7,
-        )
+        x, w_ih, b_ih, b_hh, h, h0, w_hh, *rows = ctx.saved_tensors
+        u = _project(x, w_ih, b_ih, b_hh) if leaky.needs_sums(rows[-1]) else None
+        rest = (*rows, ctx.nonlinearity, ctx.direction)
+        return *_backward(g, g_n, x, u, h, h0, w_ih, w_hh, rest, ctx.needs_input_grad), *(None,) * 7
+
+
+def _flags(nonlinearity: str, direction: tuple[int, ...]) -> tuple[bool, bool]:
+    """What the plain ops are told: relu, and whether the first group is reversed."""
+    return nonlinearity == "relu", direction[0] == -1
+
+
+def _plain(
+    x: Tensor,
+    h0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    nonlinearity: str,
+    direction: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:
+    if dispatch.watched():
+        return _composed(x, h0, w_ih, w_hh, b_ih, b_hh, *(None,) * 5, nonlinearity, direction)
+    return dispatch.below_autograd(_plain_layer, (x, h0, w_ih, w_hh, b_ih, b_hh, *_flags(nonlinearity, direction)))
+
+
+class PlainLayer(torch.autograd.Function):
+    """Likewise, of plain sequences, and by one op each way; a gradient of the gradient needs the pieces.
+
+    If editable, the first result is a copy-on-write clone of the third, which backward keeps: so that is part of the
+    graph, at less cost than that of a node for the clone.
+    """
+
+    @staticmethod
+    def forward(ctx, x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, direction, editable):  # type: ignore[no-untyped-def]
+        h, h_n = _plain(x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, direction)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, h0, w_ih, w_hh, h)
+        ctx.options = nonlinearity, direction
+        return (torch._lazy_clone(h), h_n, h) if editable else (h, h_n)
+
+    @staticmethod
+    def backward(ctx, g, g_n, g_kept=None):  # type: ignore[no-untyped-def]
+        if g_kept is not None:
+            g = g_kept if g is None else g + g_kept
+        if g is None and g_n is None:
+            return (None,) * 9
+        x, h0, w_ih, w_hh, h = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        tensors = (g, g_n, x, h0, w_ih, w_hh, h)
+        if torch.is_grad_enabled() or dispatch.watched() or not dispatch.is_ordinary(tensors):
+            rest = (*(None,) * 5, *ctx.options)
+            return *_backward(g, g_n, x, None, h, h0, w_ih, w_hh, rest, needed), None, None, None
+        need_x, need_h0, need_w_ih, need_w_hh, need_b_ih, need_b_hh, *_ = needed
+        args = (*tensors, *_flags(*ctx.options), need_x, need_h0, need_w_ih, need_w_hh)
+        *bars, b_bar = dispatch.below_autograd(_plain_layer_backward, (*args, need_b_ih or need_b_hh))
+        return *bars, *_biases(b_bar, needed, len(ctx.options[1])), None, None, None

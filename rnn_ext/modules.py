@@ -7,6 +7,7 @@ trace. Nothing numeric is here.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -96,11 +97,9 @@ class RNN(nn.RNNBase):
             # A parametrized or pruned weight is an attribute, computed or set, and not a parameter.
             weight = own.get(name)
             weights.append(getattr(self, name) if weight is None else weight)
+        same = len(weights) == len(self._flat_weights) and all(map(operator.is_, weights, self._flat_weights))
         # What the exporter puts in the parameters' place while it records is not to be kept.
-        if not torch.compiler.is_exporting() and (
-            len(weights) != len(self._flat_weights)
-            or any(a is not b for a, b in zip(weights, self._flat_weights, strict=True))
-        ):
+        if not same and not torch.compiler.is_exporting():
             self._flat_weights = weights
         size = 4 if self.bias else 2
         return [weights[i : i + size] for i in range(0, len(weights), size)]

@@ -111,8 +111,11 @@ def _outer_products(s: Tensor, y: Tensor, layout: Layout, s_first: Tensor | None
             y_rows = y_rows.reshape(-1, count, hidden).transpose(0, 1)
             block = torch.matmul(s_rows, y_rows).reshape(count * hidden, hidden)
         if seed is not None and s_first is not None:
-            start_term = torch.matmul(s_first[start:end].transpose(1, 2), seed[start:end])
-            block = block + start_term.reshape(count * hidden, hidden)
+            if count == 1:
+                block = torch.addmm(block, s_first[start].t(), seed[start])
+            else:
+                start_term = torch.matmul(s_first[start:end].transpose(1, 2), seed[start:end])
+                block = block + start_term.reshape(count * hidden, hidden)
         blocks.append(block)
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 

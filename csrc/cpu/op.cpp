@@ -8,7 +8,7 @@
 #include <memory>
 
 #include "cpu/isa.h"
-#include "op.h"
+#include "cpu/runs.h"
 #include "cpu/planner.h"
 
 namespace rnn_ext {

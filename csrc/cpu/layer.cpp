@@ -1,0 +1,206 @@
+// A whole layer as one op on the CPU, and its first-order gradient as another: at B = 1 a call of PyTorch costs about
+// as much as the work that it asks for, so what rnn_ext/layer.py composes of a dozen calls is here the same formulas in
+// one. Only for what is called most: sequences of one length, without reset, mask or leak, and gradients of first
+// order.
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/runs.h"
+
+namespace rnn_ext {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// A view of t's memory as a matrix that begins `offset` elements after its first.
+Tensor matrix(const Tensor& t, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
+              int64_t offset = 0) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, offset, &handle));
+  return Tensor(handle);
+}
+
+Tensor transposed(const Tensor& m) { return matrix(m, m.size(1), m.size(0), m.stride(1), m.stride(0)); }
+
+// (T, B, features) as a matrix of T * B rows.
+Tensor rows_of(const Tensor& sequence) {
+  const int64_t steps = sequence.size(0), batch = sequence.size(1);
+  if (steps > 1 && batch > 1 && sequence.stride(0) != batch * sequence.stride(1))
+    return rows_of(torch::stable::contiguous(sequence));
+  const int64_t row_stride = batch > 1 ? sequence.stride(1) : sequence.stride(0);
+  return matrix(sequence, steps * batch, sequence.size(2), row_stride, sequence.stride(2));
+}
+
+// out = a b; or, where `add`, out += a b.
+void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool add = false) {
+  TORCH_ERROR_CODE_CHECK(add ? aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1, 1)
+                             : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+}
+
+Tensor product(const Tensor& a, const Tensor& b) {
+  Tensor out = empty(a, {a.size(0), b.size(1)});
+  multiply(out, a, b);
+  return out;
+}
+
+// (G, B, H) states, each group's by its own of the matrices in w, which is (G*H, H).
+Tensor batched_product(const Tensor& states, const Tensor& w) {
+  const int64_t sizes[] = {states.size(0), w.size(1), w.size(1)};
+  const int64_t strides[] = {w.size(1) * w.stride(0), w.stride(0), w.stride(1)};
+  AtenTensorHandle square = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(w.get(), 3, sizes, strides, 0, &square));
+  Tensor out = empty(states, {states.size(0), states.size(1), w.size(1)});
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_bmm_out(out.get(), states.get(), Tensor(square).get()));
+  return out;
+}
+
+// b_ih + b_hh in each row of a contiguous matrix.
+template <class T>
+void fill_rows(const Tensor& out, const Tensor& b_ih, const Tensor& b_hh) {
+  const int64_t rows = out.size(0), columns = out.size(1);
+  if (rows == 0) return;
+  const T *a = static_cast<const T*>(b_ih.const_data_ptr()), *b = static_cast<const T*>(b_hh.const_data_ptr());
+  T* const first = static_cast<T*>(out.mutable_data_ptr());
+  for (int64_t c = 0; c < columns; ++c) first[c] = a[c * b_ih.stride(0)] + b[c * b_hh.stride(0)];
+  for (int64_t r = 1; r < rows; ++r) std::copy(first, first + columns, first + r * columns);
+}
+
+void fill_rows(const Tensor& out, const Tensor& b_ih, const Tensor& b_hh) {
+  switch (out.scalar_type()) {
+    case ScalarType::Float: return fill_rows<float>(out, b_ih, b_hh);
+    case ScalarType::Double: return fill_rows<double>(out, b_ih, b_hh);
+    case ScalarType::Half: return fill_rows<torch::headeronly::Half>(out, b_ih, b_hh);
+    case ScalarType::BFloat16: return fill_rows<torch::headeronly::BFloat16>(out, b_ih, b_hh);
+    default: STD_TORCH_CHECK(false, "plain_layer takes float32, float64, float16 and bfloat16 tensors");
+  }
+}
+
+// The sum of a contiguous matrix's rows, by blocks, so that rounding errors do not grow with the number of rows.
+template <class T>
+Tensor small_sum_of_rows(const Tensor& m) {
+  constexpr int64_t kBlock = 32;
+  const int64_t rows = m.size(0), columns = m.size(1);
+  const T* const data = static_cast<const T*>(m.const_data_ptr());
+  const Tensor sum = empty(m, {columns});
+  T* const total = static_cast<T*>(sum.mutable_data_ptr());
+  std::fill(total, total + columns, T(0));
+  std::vector<T> block(columns);
+  for (int64_t begin = 0; begin < rows; begin += kBlock) {
+    std::fill(block.begin(), block.end(), T(0));
+    for (int64_t r = begin; r < std::min(rows, begin + kBlock); ++r)
+      for (int64_t c = 0; c < columns; ++c) block[c] += data[r * columns + c];
+    for (int64_t c = 0; c < columns; ++c) total[c] += block[c];
+  }
+  return sum;
+}
+
+// Likewise of any size. PyTorch's sum has threads and the 16-bit formats, and costs a dozen microseconds where its code
+// is not in the cache, in which one thread is through with 2^15 elements.
+Tensor sum_of_rows(Tensor m) {
+  STD_TORCH_CHECK(m.dim() == 2, "m must have 2 dimensions, got ", m.dim());
+  if (m.numel() <= 1 << 15 && m.is_contiguous()) {
+    if (m.scalar_type() == ScalarType::Float) return small_sum_of_rows<float>(m);
+    if (m.scalar_type() == ScalarType::Double) return small_sum_of_rows<double>(m);
+  }
+  return torch::stable::sum(m, Sizes{0});
+}
+
+// One direction after the other, of groups that alternate.
+Sizes alternating(const Tensor& w_hh, bool reversed) {
+  Sizes direction(w_hh.size(1) == 0 ? 0 : w_hh.size(0) / w_hh.size(1));
+  for (size_t g = 0; g < direction.size(); ++g) direction[g] = (g % 2 == 1) == reversed ? 1 : -1;
+  return direction;
+}
+
+// What the recurrence itself does not see; the rest is checked there (op.cpp).
+void check_projection(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const std::optional<Tensor>& b_ih,
+                      const std::optional<Tensor>& b_hh) {
+  STD_TORCH_CHECK(x.dim() == 3, "x must have 3 dimensions, got ", x.dim());
+  check_shape(w_ih, {w_hh.size(0), x.size(2)}, "w_ih");
+  STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "b_ih and b_hh must both be given, or neither");
+  if (b_ih) check_shape(*b_ih, {w_hh.size(0)}, "b_ih");
+  if (b_hh) check_shape(*b_hh, {w_hh.size(0)}, "b_hh");
+  auto fits = [&](const Tensor& t) { return t.is_cpu() && t.scalar_type() == w_hh.scalar_type(); };
+  STD_TORCH_CHECK(fits(x) && fits(w_ih) && (!b_ih || fits(*b_ih)) && (!b_hh || fits(*b_hh)),
+                  "all of the tensors must be on the CPU and of w_hh's dtype");
+}
+
+Results plain_layer(Tensor x, std::optional<Tensor> h0, Tensor w_ih, Tensor w_hh, std::optional<Tensor> b_ih,
+                    std::optional<Tensor> b_hh, bool relu, bool reversed) {
+  check_projection(x, w_ih, w_hh, b_ih, b_hh);
+  const Tensor u = empty(x, {x.size(0), x.size(1), w_ih.size(0)});
+  const Tensor u_rows = rows_of(u);
+  if (b_ih) fill_rows(u_rows, *b_ih, *b_hh);
+  multiply(u_rows, rows_of(x), transposed(w_ih), /*add=*/b_ih.has_value());
+  const Seed kind = h0 ? Seed::state : Seed::none;
+  const Epilogue phi = relu ? Epilogue::relu : Epilogue::tanh;
+  const Sizes direction = alternating(w_hh, reversed);
+  Call c{u, std::move(h0), std::move(w_hh), {}, {}, {}, {}, {}, {}, phi, kind, false, direction};
+  // Each element of u is read before its h is written.
+  return run_call(cpu::kRuns, std::move(c), u);
+}
+
+// The derivative formulas are those of Layer.backward and of what it calls (rnn_ext/layer.py, ops.py, transition.py).
+using Gradient = std::optional<Tensor>;
+std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backward(
+    std::optional<Tensor> g, std::optional<Tensor> g_n, Tensor x, std::optional<Tensor> h0, Tensor w_ih, Tensor w_hh,
+    Tensor h, bool relu, bool reversed, bool need_x, bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b) {
+  check_projection(x, w_ih, w_hh, {}, {});
+  const int64_t steps = x.size(0), batch = x.size(1), hidden = w_hh.size(1), columns = w_hh.size(0);
+  const Sizes direction = alternating(w_hh, reversed), backwards = alternating(w_hh, !reversed);
+  const Epilogue derivative = relu ? Epilogue::relu_derivative : Epilogue::tanh_derivative;
+  check_shape(h, {steps, batch, columns}, "h");
+  if (h0) check_shape(*h0, {static_cast<int64_t>(direction.size()), batch, hidden}, "h0");
+  const Seed kind = g_n ? Seed::product : Seed::none;
+  Call c{std::move(g), std::move(g_n), w_hh, h, {}, {}, {}, {}, {}, derivative, kind, true, backwards};
+  const auto [s, s_first] = run_call(cpu::kRuns, std::move(c));
+
+  const Tensor s_rows = rows_of(s), h_rows = rows_of(h);
+  Gradient x_bar, h0_bar, w_ih_bar, w_hh_bar, b_bar;
+  if (need_w_ih) w_ih_bar = product(transposed(s_rows), rows_of(x));
+  if (need_b) b_bar = sum_of_rows(s_rows);
+  if (need_x) {
+    x_bar = empty(x, {steps, batch, x.size(2)});
+    multiply(rows_of(*x_bar), s_rows, w_ih);
+  }
+  if (need_h0) h0_bar = batched_product(s_first, w_hh);
+  const int64_t later = std::max<int64_t>(steps - 1, 0) * batch;
+  for (int64_t group = 0; need_w_hh && group * hidden < columns; ++group) {
+    // s_t against the state before it: against each other by one step, in the group's own time.
+    const int64_t s_offset = direction[group] == 1 ? batch : 0, h_offset = batch - s_offset;
+    auto part = [&](const Tensor& t, int64_t row) {
+      return matrix(t, later, hidden, t.stride(0), t.stride(1), row * t.stride(0) + group * hidden * t.stride(1));
+    };
+    // Of its own, and then to its place: where memory is aligned otherwise, a GEMM may give other bits.
+    const Tensor block = product(transposed(part(s_rows, s_offset)), part(h_rows, h_offset));
+    if (h0) {
+      const Tensor first = matrix(s_first, batch, hidden, hidden, 1, group * batch * hidden);
+      const Tensor before = matrix(*h0, batch, hidden, h0->stride(1), h0->stride(2), group * h0->stride(0));
+      multiply(block, transposed(first), before, /*add=*/true);
+    }
+    if (direction.size() == 1) {
+      w_hh_bar = block;
+    } else {
+      if (group == 0) w_hh_bar = empty(w_hh, {columns, hidden});
+      const size_t bytes = block.numel() * block.element_size();
+      std::memcpy(static_cast<char*>(w_hh_bar->mutable_data_ptr()) + group * bytes, block.const_data_ptr(), bytes);
+    }
+  }
+  return {x_bar, h0_bar, w_ih_bar, w_hh_bar, b_bar};
+}
+
+}  // namespace
+}  // namespace rnn_ext
+
+STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {
+  m.impl("sum_of_rows", TORCH_BOX(rnn_ext::sum_of_rows));
+  m.impl("plain_layer", TORCH_BOX(rnn_ext::plain_layer));
+  m.impl("plain_layer_backward", TORCH_BOX(rnn_ext::plain_layer_backward));
+}

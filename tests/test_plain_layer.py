@@ -1,0 +1,187 @@
+"""The CPU's ops for a plain layer beside the pieces that they stand for, which run where a dispatch mode watches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import rnn_ext
+from rnn_ext import dispatch, layer
+
+pytestmark = pytest.mark.skipif(not dispatch._HAS_ONE_OP, reason="this build has no plain ops")
+
+
+class Watch(TorchDispatchMode):
+    """Counts the ops that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def plain_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each of the plain ops was called."""
+    calls = Counter[str]()
+
+    def count(name: str) -> None:
+        op = getattr(layer, name)
+
+        def counted(*args: Any) -> Any:
+            calls[name] += 1
+            return op(*args)
+
+        monkeypatch.setattr(layer, name, counted)
+
+    count("_plain_layer")
+    count("_plain_layer_backward")
+    return calls
+
+
+def results(module: rnn_ext.RNN, x: Tensor, hx: Tensor | None, g: Tensor | None, g_n: Tensor | None) -> list[Tensor]:
+    """The outputs, and the gradients of everything."""
+    output, h_n = module(x, hx)
+    given = [(t, grad) for t, grad in ((output, g), (h_n, g_n)) if grad is not None]
+    wanted = [t for t in (x, hx, *module.parameters()) if t is not None]
+    gradients = torch.autograd.grad([t for t, _ in given], wanted, [grad for _, grad in given], allow_unused=True)
+    return [output, h_n, *(torch.zeros(()) if t is None else t for t in gradients)]
+
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2, "nonlinearity": "relu"}])
+@pytest.mark.parametrize(
+    ("time", "batch", "features", "hidden"),
+    [(1, 1, 64, 64), (1, 3, 2, 7), (2, 1, 1, 1), (5, 3, 4, 7), (33, 5, 3, 17), (100, 1, 64, 64), (101, 17, 3, 64)],
+)
+def test_the_bits_are_those_of_the_pieces(
+    time: int,
+    batch: int,
+    features: int,
+    hidden: int,
+    options: dict[str, Any],
+    bias: bool,
+    dtype: torch.dtype,
+    plain_calls: Counter[str],
+) -> None:
+    module = rnn_ext.RNN(features, hidden, bias=bias, **options).to(dtype)
+    groups = len(module.all_weights)
+    columns = hidden * (2 if module.bidirectional else 1)
+    x = torch.randn(time, batch, features, dtype=dtype, requires_grad=True)
+    hx = torch.randn(groups, batch, hidden, dtype=dtype, requires_grad=True)
+    g, g_n = torch.randn(time, batch, columns, dtype=dtype), torch.randn(groups, batch, hidden, dtype=dtype)
+    cases = [(hx, g, g_n), (None, g, None), (hx, None, g_n), (None, g[:1, :1, :1].expand(g.shape), None)]
+    for case in cases:
+        plain = results(module, x, *case)
+        called = plain_calls.copy()
+        with Watch() as watch:
+            pieces = results(module, x, *case)
+        assert plain_calls == called
+        assert watch.calls["recurrence"] == watch.calls["linear_recurrence"] == module.num_layers
+        assert all(map(torch.equal, plain, pieces))
+    assert plain_calls["_plain_layer"] == plain_calls["_plain_layer_backward"] == len(cases) * module.num_layers
+    expected = module(x, hx)
+    with torch.inference_mode():
+        assert all(map(torch.equal, module(x, hx), expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_strides(dtype: torch.dtype, plain_calls: Counter[str]) -> None:
+    """Inputs, weights and gradients that are views of something else."""
+    w_ih = torch.randn(4, 7, dtype=dtype).t().requires_grad_()
+    w_hh = torch.randn(7, 14, dtype=dtype)[:, ::2].requires_grad_()
+    b_ih, b_hh = torch.randn(7, 2, dtype=dtype).unbind(1)
+    hx = torch.randn(1, 7, 3, dtype=dtype).transpose(1, 2)
+    g = torch.randn(3, 5, 7, dtype=dtype).transpose(0, 1)
+    wide = torch.randn(5, 6, 8, dtype=dtype)
+    for x in (wide.permute(1, 0, 2)[:5, :3, :4], wide[:, ::2, ::2], wide[:, 1:4, 2:6], wide.flip(2)[:, :3, :4]):
+        found = []
+        for copied in (False, True):
+            t = [a.detach().clone(memory_format=torch.contiguous_format) if copied else a for a in (w_ih, w_hh, b_ih)]
+            w = [a.requires_grad_() for a in (*t[:2], t[2].detach())]
+            inputs = [a.contiguous() if copied else a for a in (x, hx, g)]
+            output, _ = rnn_ext.functional.rnn(inputs[0], [[*w, b_hh]], inputs[1])
+            found.append([output, *torch.autograd.grad(output, w, inputs[2])])
+        torch.testing.assert_close(*found)
+    assert plain_calls["_plain_layer"] == plain_calls["_plain_layer_backward"] == 8
+
+
+def test_only_what_is_needed(plain_calls: Counter[str]) -> None:
+    module = rnn_ext.RNN(3, 5)
+    x, hx = torch.randn(4, 2, 3, requires_grad=True), torch.randn(1, 2, 5, requires_grad=True)
+    everything = [x, hx, *module.parameters()]
+    expected = torch.autograd.grad(module(x, hx)[0].sum(), everything)
+    for i, wanted in enumerate(everything):
+        for t in everything:
+            t.requires_grad_(t is wanted)
+        module(x, hx)[0].sum().backward()
+        assert torch.equal(wanted.grad, expected[i])
+        assert all(t.grad is None for t in everything[i + 1 :])
+    assert plain_calls["_plain_layer_backward"] == 1 + len(everything)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("time", [1, 4])
+def test_gradients_of_gradients(time: int, bidirectional: bool, plain_calls: Counter[str]) -> None:
+    """Of the pieces: also through the states that backward keeps, of which the output is a clone."""
+    module = rnn_ext.RNN(3, 4, 2, bidirectional=bidirectional).double()
+    x = torch.randn(time, 2, 3, dtype=torch.float64, requires_grad=True)
+    hx = torch.randn(len(module.all_weights), 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x, hx, *_: module(x, hx), (x, hx, *module.parameters()))
+    assert plain_calls["_plain_layer"]
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3), (4, 0, 3), (4, 2, 0)])
+def test_nothing_there(shape: tuple[int, int, int]) -> None:
+    w = [torch.randn(5, shape[2]), torch.randn(5, 5), torch.randn(5), torch.randn(5)]
+    x, hx = torch.randn(shape), torch.randn(1, shape[1], 5)
+    found = []
+    for watched in (False, True):
+        leaves = [t.clone().requires_grad_() for t in (x, hx, *w)]
+        with Watch() if watched else torch.enable_grad():
+            output, h_n = rnn_ext.functional.rnn(leaves[0], [leaves[2:]], leaves[1])
+            found.append([output, h_n, *torch.autograd.grad(output.sum() + h_n.sum(), leaves)])
+    torch.testing.assert_close(*found)
+
+
+def test_sums_of_many_rows_are_as_good_as_torchs() -> None:
+    for rows, columns in ((0, 3), (1, 1), (31, 5), (97, 64), (2**15, 1), (2**12, 9)):
+        m = torch.rand(rows, columns)
+        exact = m.double().sum(0)
+        ours, theirs = (s.double() for s in (torch.ops.rnn_ext.sum_of_rows(m), m.sum(0)))
+        bound = 2 * (theirs - exact).abs().max() + 1e-6 * exact.abs().max()
+        assert (ours - exact).abs().max() <= bound
+
+
+GOOD = [torch.zeros(4, 2, 3), None, torch.zeros(5, 3), torch.zeros(5, 5), torch.zeros(5), torch.zeros(5)]
+
+
+@pytest.mark.parametrize(
+    ("index", "bad", "sentence"),
+    [
+        (0, torch.zeros(4, 3), "x must have 3 dimensions, got 2"),
+        (0, torch.zeros(4, 2, 3).double(), "all of the tensors must be on the CPU and of w_hh's dtype"),
+        (1, torch.zeros(1, 3, 5), r"h0 must have shape \(1, 2, 5\), got \(1, 3, 5\)"),
+        (2, torch.zeros(5, 4), r"w_ih must have shape \(5, 3\), got \(5, 4\)"),
+        (3, torch.zeros(5, 4), r"w must have shape \(G\*H, H\) with 1 groups .* got \(5, 4\)"),
+        (4, torch.zeros(6), r"b_ih must have shape \(5\), got \(6\)"),
+        (5, torch.zeros(6), r"b_hh must have shape \(5\), got \(6\)"),
+        (5, None, "b_ih and b_hh must both be given, or neither"),
+    ],
+)
+def test_bad_arguments(index: int, bad: Tensor | None, sentence: str) -> None:
+    args = [*GOOD[:index], bad, *GOOD[index + 1 :]]
+    with pytest.raises(RuntimeError, match=sentence):
+        torch.ops.rnn_ext.plain_layer(*args, False, False)
