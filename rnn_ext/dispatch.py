@@ -57,7 +57,7 @@ def plain_reverse_mode(*args: Any) -> bool:
     )
 
 
-def call(op: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+def call(op: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
     """The way of a call to its kernel."""
     if recorded():
         # As one op, with the derivative that ``register`` gave it.
@@ -71,7 +71,7 @@ def call(op: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]
     return below_autograd(op, args)
 
 
-def below_autograd(op: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+def below_autograd(op: Any, args: tuple[Any, ...]) -> Any:
     """The kernel itself. The op's registered autograd, in Python, would take 10 us to find nothing to do."""
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)

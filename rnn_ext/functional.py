@@ -17,6 +17,7 @@ from rnn_ext import ops
 from rnn_ext.checkpoint import check_arguments, checkpointed
 from rnn_ext.layer import layer
 from rnn_ext.layout import zero_where_ended
+from rnn_ext.packing import Padding
 
 __all__ = ["rnn", "rnn_cell"]
 
@@ -106,6 +107,11 @@ def rnn(
         raise ValueError(
             f"weights must hold one group for each layer and direction ({directions} directions), got {len(weights)}"
         )
+    padding = None
+    if lengths is not None and reset is None and not ops.recorded():
+        padding = Padding(input, lengths)
+        input, batch_sizes, lengths = padding.pack(input), padding.batch_sizes, None
+        hx = None if hx is None else padding.sort(hx)
     device_type = input.device.type
     if torch._C._is_any_autocast_enabled() and device_type != "meta" and torch.is_autocast_enabled(device_type):
         # nn.RNN's op is on autocast's list of those to run in the lower precision.
@@ -137,7 +143,13 @@ def rnn(
         if ops.plain_reverse_mode(input, hx, *(w for group in weights for w in group)):
             return checkpointed(run, input, weights, hx, reset, masks, direction, checkpoint_every, dropped)
     outputs, h_n = run(input, weights, hx, reset, masks, direction)
-    return [_detachable(h) for h in outputs] if return_all_layers else _detachable(outputs[-1]), h_n
+    if not return_all_layers:
+        outputs = outputs[-1:]
+    if padding is None:
+        outputs = [_detachable(h) for h in outputs]
+    else:
+        outputs, h_n = [padding.unpack(h) for h in outputs], h_n.index_select(1, padding.unsorted)
+    return outputs if return_all_layers else outputs[-1], h_n
 
 
 def _stack(
@@ -169,7 +181,7 @@ def _stack(
         if hx is not None and layers > 1:
             h0 = hx[k * directions : (k + 1) * directions]
         leak = _leak(x, directions * groups[0][1].shape[1], zoneout, training) if zoneout else None
-        if not ops.recorded() and x.dim() == 3 and x.shape[0] == 1 and torch.is_grad_enabled():
+        if x.dim() == 3 and x.shape[0] == 1 and ops.plain_reverse_mode(x, h0, *(w for group in groups for w in group)):
             x, h_n = _single_step(x[0], groups, h0, masks[k], leak, nonlinearity)
         else:
             x, h_n = layer(x, groups, h0, nonlinearity, *rows, masks[k], leak, direction)
