@@ -18,6 +18,10 @@ class ModulePeer:
     def __init__(self, name: str, module: Callable[..., nn.Module], version: str) -> None:
         self.name, self._module, self._version = name, module, version
 
+    def dtype(self, shape: Shape) -> torch.dtype:
+        """That it runs a shape in."""
+        return getattr(torch, shape.dtype)
+
     def version(self) -> str:
         return self._version
 
@@ -30,6 +34,7 @@ class ModulePeer:
         shape = problem.shape
         module = self._module(shape.input_size, shape.hidden_size, shape.num_layers, bidirectional=shape.bidirectional)
         module.load_state_dict({name: torch.from_numpy(value) for name, value in problem.weights.items()})
+        module.to(self.dtype(shape))
         x, g = (self._input(array, problem) for array in (problem.x, problem.g))
         if not problem.training:
 
@@ -44,11 +49,10 @@ class ModulePeer:
         def training() -> tuple[Tensor, ...]:
             return torch.autograd.grad(_data(module(x)[0]), parameters, _data(g))
 
-        return Contestant(training, lambda gradients: [t.numpy() for t in gradients])
+        return Contestant(training, lambda gradients: [t.float().numpy() for t in gradients])
 
-    @staticmethod
-    def _input(array: Array, problem: Problem) -> Tensor | PackedSequence:
-        tensor = torch.from_numpy(array)
+    def _input(self, array: Array, problem: Problem) -> Tensor | PackedSequence:
+        tensor = torch.from_numpy(array).to(self.dtype(problem.shape))
         return tensor if problem.lengths is None else pack_padded_sequence(tensor, torch.from_numpy(problem.lengths))
 
 
@@ -59,7 +63,7 @@ def _data(output: Tensor | PackedSequence) -> Tensor:
 def _padded(output: Tensor | PackedSequence, time: int) -> Array:
     if isinstance(output, PackedSequence):
         output = pad_packed_sequence(output, total_length=time)[0]
-    return output.numpy()
+    return output.float().numpy()
 
 
 def make() -> ModulePeer:
