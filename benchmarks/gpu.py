@@ -40,8 +40,12 @@ LOOP = "loop of torch ops"
 SHAPES = tuple(
     dict.fromkeys(
         (
-            # One shape at each size of W, from one tile to beyond what a block holds; for one row and for many.
-            *(Shape(100, batch, hidden, hidden) for batch in (1, 32) for hidden in (32, 64, 128, 256, 512, 1024)),
+            # One shape at each size of W, from one tile to beyond what the device holds; for one row and for many.
+            *(
+                Shape(100, batch, hidden, hidden)
+                for batch in (1, 32)
+                for hidden in (32, 64, 128, 256, 512, 1024, 2048, 4096)
+            ),
             # From a fraction of the multiprocessors to several rows for each.
             *(Shape(100, batch, 256, 256) for batch in (8, 128, 512)),
             Shape(1000, 1, 128, 128),

@@ -16,6 +16,7 @@ class Shape:
     num_layers: int = 1
     bidirectional: bool = False
     packed: bool = False
+    dtype: str = "float32"
 
     def __str__(self) -> str:
         text = f"{self.time}x{self.batch}x{self.input_size}x{self.hidden_size}"
@@ -25,6 +26,8 @@ class Shape:
             text += " bidir"
         if self.packed:
             text += " packed"
+        if self.dtype != "float32":
+            text += f" {self.dtype}"
         return text
 
     @property
@@ -103,6 +106,10 @@ _SITUATIONS = (
     Shape(10000, 1, 64, 64),
     Shape(10000, 8, 32, 32),
     Shape(100000, 1, 32, 32),
+    # 16 bits, beside ours in 32. Of float16 no more: a core without such arithmetic takes a minute for a larger row.
+    Shape(50, 64, 1024, 1024, dtype="bfloat16"),
+    Shape(100, 256, 256, 256, dtype="bfloat16"),
+    Shape(100, 256, 256, 256, dtype="float16"),
 )
 
 # In the order of the tables; a dict because the sweeps cross.

@@ -24,7 +24,11 @@ Rows = dict[tuple[Shape, str], dict[str, Any]]
 STYLES = dict(
     zip(
         MODULES,
-        [("#d62728", "o"), ("#7f7f7f", "s"), ("#1f77b4", "^"), ("#2ca02c", "D"), ("#9467bd", "v"), ("#ff7f0e", "P")],
+        zip(
+            ("#d62728", "#8c564b", "#7f7f7f", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e"),
+            ("o", "X", "s", "^", "D", "v", "P"),
+            strict=True,
+        ),
         strict=True,
     )
 )

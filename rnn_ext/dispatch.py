@@ -88,7 +88,7 @@ def watched() -> bool:
     return bool(torch._C._len_torch_dispatch_stack())
 
 
-def call(op: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+def call(op: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
     """The way of a call to its kernel."""
     if recorded():
         # As one op, with the derivative that ``register`` gave it.

@@ -18,6 +18,7 @@ from rnn_ext import ops
 from rnn_ext.checkpoint import check_arguments, checkpointed
 from rnn_ext.layer import detachable, layer
 from rnn_ext.layout import zero_where_ended
+from rnn_ext.packing import Padding
 
 __all__ = ["rnn", "rnn_cell"]
 
@@ -107,6 +108,11 @@ def rnn(
         raise ValueError(
             f"weights must hold one group for each layer and direction ({directions} directions), got {len(weights)}"
         )
+    padding = None
+    if lengths is not None and reset is None and not ops.recorded():
+        padding = Padding(input, lengths)
+        input, batch_sizes, lengths = padding.pack(input), padding.batch_sizes, None
+        hx = None if hx is None else padding.sort(hx)
     device_type = input.device.type
     if torch._C._is_any_autocast_enabled() and device_type != "meta" and torch.is_autocast_enabled(device_type):
         # nn.RNN's op is on autocast's list of those to run in the lower precision.
@@ -129,10 +135,14 @@ def rnn(
         if ops.plain_reverse_mode(input, hx, *(w for group in weights for w in group)):
             run = partial(_chunk, options)
             return checkpointed(run, input, weights, hx, reset, masks, direction, checkpoint_every, dropped)
-    outputs, h_n = _stack(input, weights, hx, rows, masks, direction, options, seen=True)
+    outputs, h_n = _stack(input, weights, hx, rows, masks, direction, options, padding is None)
     if not return_all_layers:
-        return outputs[-1], h_n
-    return [*map(detachable, outputs[:-1]), outputs[-1]], h_n
+        outputs = outputs[-1:]
+    if padding is None:
+        outputs = [*map(detachable, outputs[:-1]), outputs[-1]]
+    else:
+        outputs, h_n = [padding.unpack(h) for h in outputs], h_n.index_select(1, padding.unsorted)
+    return outputs if return_all_layers else outputs[-1], h_n
 
 
 # nonlinearity, dropout, zoneout and training.

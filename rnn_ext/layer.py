@@ -147,11 +147,15 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, h0, w_ih, w_hh, b_ih and b_hh, of differentiable pieces, so that they have gradients too."""
     need_x, need_h0, need_w_ih, need_w_hh, need_b_ih, need_b_hh, *_ = needed
-    s, h0_bar, w_hh_bar = ops.recurrence_backward(g, g_n, h, h0, w_hh, *rest, need_h0, need_w_hh, u)
+    batch_sizes, lengths, reset, mask, leak, nonlinearity, direction = rest
+    s, h0_bar, w_hh_bar = ops.recurrence_backward(
+        *(g, g_n, h, h0, w_hh, batch_sizes, lengths, reset, mask, leak),
+        *(nonlinearity, direction, need_h0, need_w_hh, u),
+    )
     s_rows = s.flatten(0, -2)
     w_ih_bar = s_rows.t() @ x.flatten(0, -2) if need_w_ih else None
     b_bar = _sum_of_rows(s_rows) if need_b_ih or need_b_hh else None
-    return s @ w_ih if need_x else None, h0_bar, w_ih_bar, w_hh_bar, *_biases(b_bar, needed, len(rest[-1]))
+    return s @ w_ih if need_x else None, h0_bar, w_ih_bar, w_hh_bar, *_biases(b_bar, needed, len(direction))
 
 
 def _sum_of_rows(rows: Tensor) -> Tensor:

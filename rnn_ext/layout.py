@@ -78,6 +78,12 @@ def packed_sequences(batch_sizes: Tensor, rows: int) -> Tensor:
     return torch.arange(rows) - _by_packed_row(batch_sizes.cumsum(0) - batch_sizes, batch_sizes, rows)
 
 
+def packed_predecessors(batch_sizes: Tensor, rows: int, batch: int) -> Tensor:
+    """For each packed row of a step but the first, the row of the same sequence one step before."""
+    before = _by_packed_row(batch - batch_sizes[:-1], batch_sizes[1:], rows - batch)
+    return before + torch.arange(rows - batch)
+
+
 def _packed_previous(batch_sizes: Tensor, rows: int, direction: int) -> Tensor:
     """For each packed row, the row of the same sequence one step earlier in the group's time.
 

@@ -130,7 +130,7 @@ def backward(
     s = factor * c
     s_first = last(factor, m.layout.reversed, c_first.shape[1]) * c_first if need_state or state is not None else None
     state_bar = _of_first(c_first, s_first, m, leak) if need_state and s_first is not None else None
-    return s, state_bar, m.weight_gradient(s, y, s_first, state) if need_w else None
+    return s, state_bar, m.weight_gradient(s, y, c_first.shape[1], s_first, state) if need_w else None
 
 
 def _of_first(c_first: Tensor, s_first: Tensor, m: Transition, leak: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class LeakyLinearRecurrence(torch.autograd.Function):
             s_first = last(factor, m.layout.reversed, first.shape[1]) * first
             seed_bar = _of_first(first, s_first, m, leak) if need_seed else None
         if need_w:
-            w_bar = m.weight_gradient(factor * c, y, s_first, state)
+            w_bar = m.weight_gradient(factor * c, y, first.shape[1], s_first, state)
         if need_factor:
             factor_bar = c * previous(m.of(y), None if state is None else m.of_states(state), m.layout)
         return (v_bar if need_v else None, seed_bar, w_bar, factor_bar, *(None,) * 8)

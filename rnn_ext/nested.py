@@ -1,4 +1,4 @@
-"""Jagged nested tensors as packed sequences: one row index on the way in, its inverse on the way out, no padding."""
+"""Jagged nested tensors as packed sequences, without padding in between."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+
+from rnn_ext.packing import Packing
 
 
 class Jagged:
@@ -42,17 +44,11 @@ class Jagged:
             )
         if lengths.numel() == 0 or lengths.min() < 1:
             raise ValueError(f"each sequence of a nested input must have at least one step, got {lengths.tolist()}")
-        lengths, self.order = lengths.sort(descending=True, stable=True)
-        steps = torch.arange(int(lengths[0])).unsqueeze(1)
-        alive = steps < lengths
-        self.batch_sizes = alive.sum(1)
-        rows = (offsets[:-1][self.order] + steps)[alive]
-        self.rows = rows.to(nested.device)
-        self.inverse = torch.empty_like(rows).scatter_(0, rows, torch.arange(len(rows))).to(nested.device)
+        self._packing = Packing(lengths, offsets[:-1], 1, values, nested.device)
 
     def pack(self, nested: Any) -> PackedSequence:
-        order = self.order.to(nested.device)
-        return PackedSequence(nested.values().index_select(0, self.rows), self.batch_sizes, order, torch.argsort(order))
+        packing = self._packing
+        return PackedSequence(packing.pack(nested.values()), packing.batch_sizes, packing.order, packing.unsorted)
 
     def unpack(self, packed: PackedSequence) -> Tensor:
-        return torch.nested.nested_tensor_from_jagged(packed.data.index_select(0, self.inverse), self.offsets)
+        return torch.nested.nested_tensor_from_jagged(self._packing.unpack(packed.data), self.offsets)

@@ -169,7 +169,7 @@ def recurrence_backward(
     )
     m = Transition(w, mask, False, Layout(batch_sizes, lengths, reset, direction))
     h0_bar = m.adjoint.of_states(s_first) if need_h0 else None
-    w_bar = m.weight_gradient(s, h, s_first, h0) if need_w else None
+    w_bar = m.weight_gradient(s, h, s_first.shape[1], s_first, h0) if need_w else None
     return s, h0_bar, w_bar
 
 
@@ -252,7 +252,7 @@ class LinearRecurrence(torch.autograd.Function):
         if need_seed:
             seed_bar = a_first if state is None else back.of_states(a_first)
         if need_w:
-            w_bar = m.weight_gradient(a_bar, y, a_first, state)
+            w_bar = m.weight_gradient(a_bar, y, a_first.shape[1], a_first, state)
         if need_factor and ctx.derivative != "relu":
             # d̄_t = (ȳ_t + Mᵀ ā_{t+1}) * a_t, both factors GEMMs; no division by a d that may be zero.
             y_bar, v, factor = (without_padding(t, m.layout.lengths) for t in (y_bar, v, factor))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnn_ext.layout import Layout, by_run, packed_sequences, previous, states_to_rows
+from rnn_ext.layout import Layout, by_run, packed_predecessors, packed_sequences, previous, states_to_rows
 
 
 class Transition(NamedTuple):
@@ -53,13 +53,14 @@ class Transition(NamedTuple):
         return self.mask * self._of_states(states) if self.transpose else self._of_states(self.mask * states)
 
     def weight_gradient(
-        self, s: Tensor, y: Tensor, s_first: Tensor | None = None, seed: Tensor | None = None
+        self, s: Tensor, y: Tensor, batch: int, s_first: Tensor | None = None, seed: Tensor | None = None
     ) -> Tensor:
         """``(G*H, H)``: W̄ where M̄ is the sum over time of ``s_t y_{t-1}ᵀ``, as one GEMM over all rows of a group.
 
         Args:
             s: the gradient that arrives at each step's sum, a sequence.
             y: the states, a sequence.
+            batch: B; the compiler cannot read it off packed sequences.
             s_first: ``(G, B, H)``, ``s`` at each sequence's first step; used only with ``seed``.
             seed: ``(G, B, H)``, the states before the first step; None if they were zero.
         """
@@ -67,7 +68,7 @@ class Transition(NamedTuple):
             s, s_first = self._masked(s), None if s_first is None else self.mask * s_first
         elif self.mask is not None:
             y, seed = self._masked(y), None if seed is None else self.mask * seed
-        m_bar = _outer_products(s, y, self.layout, s_first, seed)
+        m_bar = _outer_products(s, y, self.layout, batch, s_first, seed)
         return _transposed_blocks(m_bar) if self.transpose else m_bar
 
     def _of_states(self, states: Tensor) -> Tensor:
@@ -91,16 +92,24 @@ def sums(v: Tensor | None, y: Tensor, seed: Tensor | None, seed_kind: str, m: Tr
     return a if v is None else a + v
 
 
-def _outer_products(s: Tensor, y: Tensor, layout: Layout, s_first: Tensor | None, seed: Tensor | None) -> Tensor:
+def _outer_products(
+    s: Tensor, y: Tensor, layout: Layout, batch: int, s_first: Tensor | None, seed: Tensor | None
+) -> Tensor:
     """The sum over time of ``s_t y_{t-1}ᵀ`` of each group, one above the other."""
     hidden = y.shape[-1] // max(1, len(layout.direction))
-    shifted = layout.batch_sizes is not None or layout.reset is not None
+    shifted = layout.reset is not None
     if shifted:
         y, seed = previous(y, seed, layout), None
     blocks = []
     parts = zip(layout.runs(), by_run(s, layout), by_run(y, layout), strict=True)
     for (start, end, direction), s_rows, y_rows in parts:
-        if not shifted:
+        if layout.batch_sizes is not None:
+            before = packed_predecessors(layout.batch_sizes, s.shape[0], batch).to(s.device)
+            if direction == 1:
+                s_rows, y_rows = s_rows[batch:], y_rows.index_select(0, before)
+            else:
+                s_rows, y_rows = s_rows.index_select(0, before), y_rows[batch:]
+        elif not shifted:
             # Against each other by one step; views, so that the GEMM reads s and y where they are.
             s_rows, y_rows = (s_rows[1:], y_rows[:-1]) if direction == 1 else (s_rows[:-1], y_rows[1:])
         count = end - start

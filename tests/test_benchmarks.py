@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import compare, cores, cuda_cost, kernels, report, worker
+from benchmarks import busy, compare, cores, cuda_cost, kernels, odd, ragged, report, worker
 from benchmarks import peers as peers_package
 from benchmarks.grid import BATCH_SWEEP, FORWARD, FULL, HIDDEN_SWEEP, MODES, QUICK, TRAINING, Shape
 from benchmarks.limits import Level, Limits
@@ -98,6 +98,8 @@ def test_grid_covers_what_it_promises() -> None:
     assert any(s.num_layers == 2 for s in FULL)
     assert any(s.packed and s.bidirectional for s in FULL)
     assert len(QUICK) < 6
+    assert {s.dtype for s in FULL} == {"float32", "bfloat16", "float16"}
+    assert str(Shape(4, 3, 5, 7, dtype="bfloat16")) == "4x3x5x7 bfloat16"
 
 
 def test_shape_arithmetic() -> None:
@@ -183,6 +185,8 @@ SHAPES = [
     Shape(4, 3, 5, 7),
     Shape(4, 3, 5, 7, num_layers=2, bidirectional=True),
     Shape(4, 3, 5, 7, packed=True),
+    Shape(4, 3, 5, 7, dtype="bfloat16"),
+    Shape(4, 3, 5, 7, packed=True, dtype="float16"),
 ]
 
 
@@ -193,6 +197,8 @@ def test_every_installed_peer_agrees(shape: Shape, mode: str) -> None:
     found, failed = contestants(make_problem(shape, mode, 1), able)
     assert not failed
     assert {OURS, TORCH} <= set(found)
+    if shape.dtype != "float32":
+        assert set(found) == {OURS, "rnn_ext float32", TORCH}
     assert len(able) + len(missing) == len(peers_package.MODULES)
     assert all("pip install" in line or "compiler" in line for line in missing)
 
@@ -345,6 +351,45 @@ def test_from_the_command_line_to_the_pictures(tmp_path: Path, capsys: pytest.Ca
     assert (out / "report.md").read_text() == report.text(data)
     for name in ("time_per_step_1.png", "roofline_1.png", "ratios_1.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG"), name
+
+
+def test_16_bits_run_in_16_bits() -> None:
+    problem = make_problem(SHAPES[3], FORWARD, 1)
+    outputs = {peer.name: peer.prepare(problem).run() for peer in load([OURS, "rnn_ext float32", TORCH])[0]}
+    dtypes = {OURS: torch.bfloat16, "rnn_ext float32": torch.float32, TORCH: torch.bfloat16}
+    assert {name: output.dtype for name, output in outputs.items()} == dtypes
+
+
+def test_ragged_calls_agree() -> None:
+    shape = Shape(6, 4, 5, 5, packed=True)
+    ended = torch.arange(6).unsqueeze(1) >= torch.tensor(shape.lengths)
+    for calls in (*ragged.primitives(shape).values(), *ragged.modules(shape).values()):
+        results = {name: call() for name, call in calls.items()}
+        assert set(results) == {ragged.DENSE, ragged.PACKED, ragged.LENGTHS}
+    forward = ragged.modules(shape)[FORWARD]
+    padded = forward[ragged.LENGTHS]()
+    assert isinstance(padded, torch.Tensor)
+    assert not padded[ended].any()
+    torch.testing.assert_close(padded[~ended], forward[ragged.PACKED]())
+    (row,) = [r for r in ragged.measure(shape, 0.01) if r.level == FORWARD]
+    assert row.packed > 0
+
+
+def test_odd_sizes_and_their_neighbours() -> None:
+    assert [odd.up(n, 16) for n in (1, 16, 17)] == [16, 16, 32]
+    rows = odd.measure(3, 5, 4, 0.01)
+    assert [r.primitive for r in rows] == [kernels.RECURRENCE, kernels.LINEAR]
+    assert all(r.most == 5 / 8 and r.of_next_hidden > 0 and r.of_next_batch > 0 for r in rows)
+
+
+def test_busy_processes_keep_cores_busy_and_end() -> None:
+    cpus = cores.allowed()[:1]
+    with cores.restricted(1), busy.busy(cpus):
+        time.sleep(1.0)
+        others = cores.Others()
+        time.sleep(0.5)
+        assert others.cores() > 0.3
+    assert busy.rate(lambda: time.sleep(0.01), 0.05) < 100
 
 
 def test_cuda_cost_names_kernels_and_refuses_without_tools(monkeypatch: pytest.MonkeyPatch) -> None:

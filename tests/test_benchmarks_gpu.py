@@ -82,7 +82,7 @@ def test_gpu_grid_covers_what_it_promises() -> None:
     assert any(shape.num_layers == 2 for shape in gpu.SHAPES)
     assert list(gpu.PRECISIONS) == ["float32", "float32 TF32", "bfloat16", "float16"]
     plans = {rnn_ext.explain(s.time, s.batch, s.hidden_size, device="H100").split("kernel")[0] for s in gpu.SHAPES}
-    assert {plan.split()[-1] for plan in plans} == {"resident", "stepwise"}
+    assert {plan.split()[-1] for plan in plans} == {"resident", "cluster", "persistent", "stepwise"}
 
 
 def test_gpu_floor_is_the_multiply_adds() -> None:

@@ -56,7 +56,7 @@ class JaxPeer:
         return jax.__version__
 
     def supports(self, shape: Shape, mode: str) -> bool:
-        return True
+        return shape.dtype == "float32"
 
     def prepare(self, problem: Problem) -> Contestant:
         # The pool of XLA's CPU client has as many threads as the process may use CPUs when the client is made, and

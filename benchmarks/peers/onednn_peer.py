@@ -60,7 +60,7 @@ class OneDnnPeer:
 
     def supports(self, shape: Shape, mode: str) -> bool:
         # Every sequence of a batch has the same length.
-        return not shape.packed
+        return not shape.packed and shape.dtype == "float32"
 
     def prepare(self, problem: Problem) -> Contestant:
         shape = problem.shape

@@ -17,7 +17,7 @@ class OnnxRuntimePeer:
         return ort.__version__
 
     def supports(self, shape: Shape, mode: str) -> bool:
-        return mode == FORWARD
+        return mode == FORWARD and shape.dtype == "float32"
 
     def prepare(self, problem: Problem) -> Contestant:
         options = ort.SessionOptions()

@@ -21,7 +21,7 @@ class OpenVinoPeer:
         return ov.__version__.split("-")[0]
 
     def supports(self, shape: Shape, mode: str) -> bool:
-        return mode == FORWARD
+        return mode == FORWARD and shape.dtype == "float32"
 
     def prepare(self, problem: Problem) -> Contestant:
         model = self._core.read_model(BytesIO(onnx_model(problem)))

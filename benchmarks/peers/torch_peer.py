@@ -13,7 +13,7 @@ from benchmarks.peers.peer import Array, Contestant, Problem
 
 
 class ModulePeer:
-    """A module with torch.nn.RNN's interface."""
+    """A module with torch.nn.RNN's interface; in the dtype of the shape if none is given."""
 
     def __init__(
         self,
@@ -21,10 +21,14 @@ class ModulePeer:
         module: Callable[..., nn.Module],
         version: str,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.name, self._module, self._version = name, module, version
         self._device, self._dtype = device, dtype
+
+    def dtype(self, shape: Shape) -> torch.dtype:
+        """That it runs a shape in."""
+        return self._dtype or getattr(torch, shape.dtype)
 
     def version(self) -> str:
         return self._version
@@ -38,7 +42,7 @@ class ModulePeer:
         shape = problem.shape
         module = self._module(shape.input_size, shape.hidden_size, shape.num_layers, bidirectional=shape.bidirectional)
         module.load_state_dict({name: torch.from_numpy(value) for name, value in problem.weights.items()})
-        module = module.to(self._device, self._dtype)
+        module = module.to(self._device, self.dtype(shape))
         x, g = (self._input(array, problem) for array in (problem.x, problem.g))
         if not problem.training:
 
@@ -56,7 +60,7 @@ class ModulePeer:
         return Contestant(training, lambda gradients: [_array(t) for t in gradients])
 
     def _input(self, array: Array, problem: Problem) -> Tensor | PackedSequence:
-        tensor = torch.from_numpy(array).to(self._device, self._dtype)
+        tensor = torch.from_numpy(array).to(self._device, self.dtype(problem.shape))
         return tensor if problem.lengths is None else pack_padded_sequence(tensor, torch.from_numpy(problem.lengths))
 
 

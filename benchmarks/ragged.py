@@ -1,0 +1,118 @@
+"""What a valid token costs in a ragged batch, in those of a batch without padding:  ``python -m benchmarks.ragged``
+
+Lengths fall evenly from T to 1, half of T on average, as in the packed rows of the grid. A token should cost at most
+1.1
+times what it costs where all rows have T steps, packed or padded with ``lengths``, and so the batch 0.6 of that one's
+time. The kernel level is the primitives alone: what is above it are the projection, autograd and the layouts.
+A padded batch costs one microsecond a step, more or less, for finding out where its rows are: much for a small one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from tabulate import tabulate
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import rnn_ext
+from benchmarks.derivatives import keep_memory
+from benchmarks.grid import FORWARD, TRAINING, Shape
+from benchmarks.timing import take_turns
+
+TIME = 100
+BATCHES, HIDDEN = (16, 32, 64), (64, 128, 256)
+DENSE, PACKED, LENGTHS = "dense", "packed", "lengths"
+# A token may cost so many of a dense batch's.
+LIMIT = 1.1
+
+Call = Callable[[], object]
+
+
+class Row(NamedTuple):
+    """Costs of a valid token, in a dense batch's."""
+
+    shape: Shape
+    level: str
+    packed: float
+    lengths: float
+
+
+def modules(shape: Shape) -> dict[str, dict[str, Call]]:
+    """Calls of ``rnn_ext.RNN``, by mode and layout."""
+    module = rnn_ext.RNN(shape.input_size, shape.hidden_size)
+    x = torch.randn(shape.time, shape.batch, shape.input_size)
+    lengths = torch.tensor(shape.lengths)
+    packed = pack_padded_sequence(x, lengths)
+    outputs: dict[str, Callable[[], torch.Tensor]] = {
+        DENSE: lambda: module(x)[0],
+        PACKED: lambda: module(packed)[0].data,
+        LENGTHS: lambda: module(x, lengths=lengths)[0],
+    }
+    gradients = {name: torch.randn_like(output()) for name, output in outputs.items()}
+    parameters = list(module.parameters())
+    return {
+        FORWARD: {name: torch.inference_mode()(output) for name, output in outputs.items()},
+        TRAINING: {
+            name: partial(lambda output, g: torch.autograd.grad(output(), parameters, g), output, gradients[name])
+            for name, output in outputs.items()
+        },
+    }
+
+
+def primitives(shape: Shape) -> dict[str, dict[str, Call]]:
+    """Calls of the two primitives, as one layer's forward and backward make them, by primitive and layout."""
+    u = torch.randn(shape.time, shape.batch, shape.hidden_size)
+    w = torch.randn(shape.hidden_size, shape.hidden_size) / shape.hidden_size**0.5
+    lengths = torch.tensor(shape.lengths)
+    data, batch_sizes, _, _ = pack_padded_sequence(u, lengths)
+    layouts = {DENSE: (u, None, None), PACKED: (data, batch_sizes, None), LENGTHS: (u, None, lengths)}
+    recurrence = torch.ops.rnn_ext.recurrence.default
+    linear = torch.ops.rnn_ext.linear_recurrence.default
+    calls: dict[str, dict[str, Call]] = {"recurrence": {}, "linear_recurrence": {}}
+    for name, (values, *rows) in layouts.items():
+        h = recurrence(values, None, w, *rows, None, None, None, "tanh", [1])[0]
+        calls["recurrence"][name] = partial(recurrence, values, None, w, *rows, None, None, None, "tanh", [1])
+        backward = (values, None, w, h, *rows, None, None, "tanh", "product", True, [-1])
+        calls["linear_recurrence"][name] = partial(linear, *backward)
+    return calls
+
+
+def measure(shape: Shape, seconds: float) -> list[Row]:
+    """A row for each primitive and each mode of the module."""
+    torch.manual_seed(0)
+    valid = sum(shape.lengths) / (shape.time * shape.batch)
+    rows = []
+    for level, calls in {**primitives(shape), **modules(shape)}.items():
+        # The least of the rounds: what other processes do can only add to it.
+        least = {name: min(sample.times) for name, sample in take_turns(calls, rounds=15, seconds=seconds).items()}
+        cost = {name: least[name] / least[DENSE] / valid for name in (PACKED, LENGTHS)}
+        rows.append(Row(shape, level, cost[PACKED], cost[LENGTHS]))
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0, or 1 if a token costs more than it should."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ragged", description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1.0, help="about how long each row takes")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only shapes whose label contains this")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    keep_memory()  # a dense batch's arrays are larger, and pass the thresholds where a ragged one's do not
+    shapes = [Shape(TIME, b, h, h, packed=True) for b, h in itertools.product(BATCHES, HIDDEN)]
+    rows = [row for shape in shapes if args.only in str(shape) for row in measure(shape, args.seconds)]
+    body = [[str(row.shape), row.level, f"{row.packed:.2f}", f"{row.lengths:.2f}"] for row in rows]
+    print(tabulate(body, ["T x B x I x H", "", PACKED, LENGTHS], tablefmt="github", disable_numparse=True))
+    dear = sum(cost > LIMIT for row in rows for cost in (row.packed, row.lengths))
+    print(f"\nof {2 * len(rows)}, cost more than {LIMIT:g} of a dense batch's tokens: {dear}")
+    return 1 if dear else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
