@@ -97,13 +97,15 @@ def _outer_products(
 ) -> Tensor:
     """The sum over time of ``s_t y_{t-1}ᵀ`` of each group, one above the other."""
     hidden = y.shape[-1] // max(1, len(layout.direction))
-    shifted = layout.reset is not None
+    # By rows of steps but the first, of which there are as many only where B is a number, not the compiler's symbol.
+    by_step = layout.batch_sizes is not None and isinstance(batch, int)
+    shifted = layout.reset is not None or (layout.batch_sizes is not None and not by_step)
     if shifted:
         y, seed = previous(y, seed, layout), None
     blocks = []
     parts = zip(layout.runs(), by_run(s, layout), by_run(y, layout), strict=True)
     for (start, end, direction), s_rows, y_rows in parts:
-        if layout.batch_sizes is not None:
+        if layout.batch_sizes is not None and by_step:
             before = packed_predecessors(layout.batch_sizes, s.shape[0], batch).to(s.device)
             if direction == 1:
                 s_rows, y_rows = s_rows[batch:], y_rows.index_select(0, before)
