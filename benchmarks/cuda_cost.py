@@ -3,8 +3,8 @@
 ``python -m benchmarks.cuda_cost`` compiles the kernels with nvcc and has cuxray look at them: registers, spills, bank
 conflicts, and the schedule that the compiler wrote into the instructions of the loop over time. From that it
 estimates a step of a block as the longer of two: one warp's way through the loop, and the issue of all its warps'
-instructions. The floor is the multiply-adds alone, on all lanes of float32. Estimates of the static schedule, that is:
-latencies of memory are not in them, and a GPU has the last word.
+instructions. The floor is the multiply-adds alone, on all lanes of float32 or on tensor cores. Estimates of the static
+schedule, that is: latencies of memory are not in them, and a GPU has the last word.
 """
 
 from __future__ import annotations
@@ -27,17 +27,21 @@ from tabulate import tabulate
 SOURCE = Path("csrc/cuda/recurrence.cu")
 # Their kernels' encodings are those that cuxray knows.
 ARCHITECTURES = ("sm_80", "sm_90")
-# hidden, threads: the resident ones of kFloatTiles of csrc/cuda/planner.h.
-TILES = ((32, 64), (64, 256), (128, 256), (256, 256))
-# sequence_kernel<dtype, FloatMultiply<tile, rows>, WithinBlock, plain, one tile>.
+# columns, threads: kFloatTiles of csrc/cuda/planner.h.
+FLOAT_TILES = ((32, 64), (64, 256), (128, 256), (256, 256), (64, 256), (32, 256))
+# sequence_kernel<dtype, FloatMultiply<tile, rows> or TensorMultiply<dtype, columns, warps, held>, exchange, plain, ..>.
 KERNEL = re.compile(
-    r"sequence_kernelI(f|N\w*?4half|N\w*?8bfloat16)E?N\w*?13FloatMultiplyILi(\d)ELi(\d)EEEN\w*?11WithinBlockELb([01])E"
+    r"sequence_kernelI(f|N\w*?4half|N\w*?8bfloat16)E?N\w*?\d(Float|Tensor)MultiplyI(?:S\d*_)?Li(\d+)ELi(\d+)E\w*?"
+    r"\d(WithinBlock|WithinCluster|AcrossDevice)ELb([01])E"
 )
 DTYPES = {"f": "float32", "half": "float16", "bfloat16": "bfloat16"}
+VARIANTS = {"WithinBlock": "resident", "WithinCluster": "cluster", "AcrossDevice": "persistent"}
+# Rows that tensor cores multiply at once, and their multiply-adds in a cycle of a multiprocessor, an A100's.
+TENSOR_ROWS, TENSOR_RATE = 8, 1024
 # Each multiprocessor has four schedulers, which issue an instruction a cycle.
 SCHEDULERS, WARP = 4, 32
 # Bytes that a thread may spill: what nvcc 13.0 was seen to spill at the most, which a change must not raise.
-SPILLED = 28
+SPILLED = 76
 
 
 def lanes(capability: int) -> int:
@@ -45,20 +49,29 @@ def lanes(capability: int) -> int:
     return 64 if capability in (75, 80) else 128
 
 
-class Cost(NamedTuple):
-    """Of one kernel, for a step of one block."""
+class Identity(NamedTuple):
+    """What a kernel is, from its mangled name; ``columns`` of the state are a block's, and ``rows`` of the batch."""
 
-    architecture: str
     dtype: str
-    hidden: int
+    variant: str
+    tensor: bool
+    columns: int
+    threads: int
     rows: int
     plain: bool
+
+
+class Cost(NamedTuple):
+    """Of one kernel, for a step of one block; of the resident ones, in which no block waits for another."""
+
+    architecture: str
+    kernel: Identity
     registers: int
     spilled: int
     conflicts: int
-    instructions: int
-    cycles: int
-    floor: int
+    instructions: int | None
+    cycles: int | None
+    floor: int | None
 
 
 def tools() -> dict[str, str]:
@@ -68,11 +81,14 @@ def tools() -> dict[str, str]:
     return {**os.environ, "PATH": os.pathsep.join([*own, os.environ.get("PATH", "")])}
 
 
-def identity(kernel: str) -> tuple[str, int, int, bool]:
-    """``(dtype, tile, rows, plain)`` of a resident kernel, from its mangled name."""
+def identity(kernel: str) -> Identity:
     match = KERNEL.search(kernel)
     assert match is not None, kernel
-    return DTYPES[re.sub(r"^N\w*?\d(?=half|bfloat16)", "", match[1])], int(match[2]), int(match[3]), match[4] == "1"
+    dtype = DTYPES[re.sub(r"^N\w*?\d(?=half|bfloat16)", "", match[1])]
+    tensor = match[2] == "Tensor"
+    first, second = int(match[3]), int(match[4])
+    columns, threads, rows = (first, WARP * second, TENSOR_ROWS) if tensor else (*FLOAT_TILES[first], second)
+    return Identity(dtype, VARIANTS[match[5]], tensor, columns, threads, rows, match[6] == "1")
 
 
 def too_much(found: Sequence[Cost]) -> list[Cost]:
@@ -82,7 +98,7 @@ def too_much(found: Sequence[Cost]) -> list[Cost]:
 
 def look(command: str, cubin: Path) -> Any:
     done = subprocess.run(
-        ["cuxray", command, str(cubin), "--kernel", "WithinBlock", "--json"],
+        ["cuxray", command, str(cubin), "--kernel", "sequence_kernel", "--json"],
         env=tools(),
         capture_output=True,
         text=True,
@@ -92,54 +108,53 @@ def look(command: str, cubin: Path) -> Any:
 
 
 def costs(architecture: str, directory: Path) -> list[Cost]:
-    """Of every resident kernel on one architecture."""
+    """Of every kernel with a loop over time on one architecture."""
     cubin = directory / f"{architecture}.cubin"
     nvcc = ["nvcc", "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Icsrc", f"-arch={architecture}", "-cubin"]
     subprocess.run([*nvcc, str(SOURCE), "-o", str(cubin)], check=True)
     loops = {r["kernel"]: r["loops"] for r in look("sched", cubin)["results"]}
     found = []
-    for kernel in look("report", cubin)["units"][0]["kernels"]:
-        dtype, tile, rows, plain = identity(kernel["name"])
-        hidden, threads = TILES[tile]
-        # The loop over time is the longest; the others load W and the seeds.
-        loop = max(loops[kernel["name"]], key=lambda found: found["instructions"])
-        issue = loop["instructions"] * (threads // WARP) / SCHEDULERS
-        found.append(
-            Cost(
-                architecture,
-                dtype,
-                hidden,
-                rows,
-                plain,
-                kernel["resources"]["regs"],
-                kernel["spills"]["store_bytes"],
-                kernel["access"]["conflicted_shared_accesses"],
-                loop["instructions"],
-                round(max(loop["est_issue_stall_cycles_per_iter"], issue)),
-                hidden**2 * rows // lanes(int(architecture.removeprefix("sm_"))),
-            )
-        )
-    return sorted(found, key=lambda c: (c.dtype != "float32", c.dtype, not c.plain, c.hidden, c.rows))
+    for unit in look("report", cubin)["units"][0]["kernels"]:
+        kernel = identity(unit["name"])
+        if kernel.variant == "cluster" and architecture < "sm_90":
+            continue  # compiled out
+        step: tuple[int | None, int | None, int | None] = (None, None, None)
+        if kernel.variant == "resident":
+            # The loop over time is the longest; the others load W and the seeds.
+            loop = max(loops[unit["name"]], key=lambda found: found["instructions"])
+            issue = loop["instructions"] * (kernel.threads // WARP) / SCHEDULERS
+            cycles = round(max(loop["est_issue_stall_cycles_per_iter"], issue))
+            rate = TENSOR_RATE if kernel.tensor else lanes(int(architecture.removeprefix("sm_")))
+            step = loop["instructions"], cycles, kernel.columns**2 * kernel.rows // rate
+        resources = unit["resources"]["regs"], unit["spills"]["store_bytes"]
+        found.append(Cost(architecture, kernel, *resources, unit["access"]["conflicted_shared_accesses"], *step))
+
+    def order(cost: Cost) -> tuple[Any, ...]:
+        k = cost.kernel
+        return k.tensor, k.dtype, not k.plain, list(VARIANTS.values()).index(k.variant), k
+
+    return sorted(found, key=order)
 
 
 def table(found: Sequence[Cost]) -> str:
-    headers = ("dtype", "H up to", "rows", "options", "registers", "spilled bytes", "bank conflicts")
+    headers = ("dtype", "variant", "columns", "rows", "options", "registers", "spilled bytes", "bank conflicts")
     body = [
         (
-            *(c.dtype, c.hidden, c.rows, "none" if c.plain else "any", c.registers, c.spilled, c.conflicts),
-            *(c.instructions, c.cycles, c.floor, f"{c.cycles / c.floor:.1f}"),
+            *(c.kernel.dtype, c.kernel.variant, c.kernel.columns, c.kernel.rows),
+            *("none" if c.kernel.plain else "any", c.registers, c.spilled, c.conflicts),
+            *(c.instructions, c.cycles, c.floor, f"{c.cycles / c.floor:.1f}" if c.cycles and c.floor else None),
         )
         for c in found
     ]
-    return tabulate(body, (*headers, "instructions a step", "cycles a step", "floor", "ratio"), tablefmt="github")
+    return tabulate(
+        body, (*headers, "instructions a step", "cycles a step", "floor", "ratio"), tablefmt="github", missingval="–"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0, or 1 where a kernel has a bank conflict or spills more than it was seen to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_cost", description=__doc__)
-    parser.add_argument(
-        "--all", action="store_true", help="every dtype and the kernels with options, not float32 alone"
-    )
+    parser.add_argument("--all", action="store_true", help="bfloat16 and the kernels with options, too")
     args = parser.parse_args(arguments)
     for tool in ("nvcc", "cuxray", "cuobjdump", "nvdisasm"):
         if shutil.which(tool, path=tools()["PATH"]) is None:
@@ -149,7 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as directory:
             found = costs(architecture, Path(directory))
         bad += too_much(found)
-        print(f"{architecture}\n\n{table([c for c in found if args.all or (c.dtype == 'float32' and c.plain)])}\n")
+        shown = [c for c in found if args.all or (c.kernel.dtype != "bfloat16" and c.kernel.plain)]
+        print(f"{architecture}\n\n{table(shown)}\n")
     for c in bad:
         print(f"too much: {c}")
     return 1 if bad else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -393,17 +394,25 @@ def test_busy_processes_keep_cores_busy_and_end() -> None:
 
 
 def test_cuda_cost_names_kernels_and_refuses_without_tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = (
-        "_ZN7rnn_ext4cuda15sequence_kernelI{}NS0_13FloatMultiplyILi2ELi4EEENS0_11WithinBlockELb1ELb1EEE"
-        "vNS0_13DeviceProblemIT_EENS0_4TeamE"
-    )
-    for mangled, dtype in (("f", "float32"), ("NS_4halfE", "float16"), ("NS_8bfloat16E", "bfloat16")):
-        assert cuda_cost.identity(name.format(mangled)) == (dtype, 2, 4, True)
-    kernel = cuda_cost.Cost("sm_90", "float32", 128, 4, True, 146, 0, 0, 694, 1420, 512)
+    end = "ELb1ELb1EEEvNS0_13DeviceProblemIT_EENS0_4TeamE"
+    name = "_ZN7rnn_ext4cuda15sequence_kernelIfNS0_13FloatMultiplyILi2ELi4EEENS0_11WithinBlock" + end
+    resident = cuda_cost.Identity("float32", "resident", False, 128, 256, 4, True)
+    assert cuda_cost.identity(name) == resident
+    name = "_ZN7rnn_ext4cuda15sequence_kernelINS_{}ENS0_14TensorMultiplyIS2_Li64ELi8ELi24EEENS0_{}" + end
+    for mangled, dtype in (("4half", "float16"), ("8bfloat16", "bfloat16")):
+        for exchange, variant in (("13WithinCluster", "cluster"), ("12AcrossDevice", "persistent")):
+            expected = cuda_cost.Identity(dtype, variant, True, 64, 256, 8, True)
+            assert cuda_cost.identity(name.format(mangled, exchange)) == expected
+    kernel = cuda_cost.Cost("sm_90", resident, 146, 0, 0, 694, 1420, 512)
     assert "694" in cuda_cost.table([kernel])
     assert cuda_cost.too_much([kernel]) == []
     assert cuda_cost.too_much([kernel._replace(conflicts=1)])
     assert cuda_cost.too_much([kernel._replace(spilled=cuda_cost.SPILLED + 1)])
+    for bad, code in (([], 0), ([kernel._replace(conflicts=1)], 1)):
+        monkeypatch.setattr(cuda_cost, "costs", lambda *_, bad=bad: [kernel, *bad])
+        monkeypatch.setattr(shutil, "which", lambda *_, **__: "here")
+        assert cuda_cost.main([]) == code
+    monkeypatch.undo()
     monkeypatch.setattr(cuda_cost, "tools", lambda: {"PATH": "/nowhere"})
     with pytest.raises(SystemExit, match="nvcc is not on PATH; `make cuda-cost` installs all but nvcc"):
         cuda_cost.main([])

@@ -14,7 +14,7 @@
 //   clusters              cluster_rank(), cluster_size(), cluster_arrive(), cluster_wait(), cluster_map(p, rank)
 //                         kHasClusters
 //   numbers               to_float(x), from_float<half|bfloat16>(x), pack<half|bfloat16>(low, high)
-//                         round_tf32(x), tanh_approx(x)
+//                         round_tf32(x), tanh_approx(x), reciprocal_approx(x)
 //   shared memory         dynamic_shared<T>()
 //   host                  launch(LaunchConfig, kernel, arguments...)
 //

@@ -35,18 +35,19 @@ class WithinBlock {
   static constexpr int kBuffers = 2;
   static constexpr bool kClusters = false, kQueues = false;
 
-  __device__ __forceinline__ WithinBlock(const Team&, int /*width*/, int stride) : stride_(stride) {}
+  __device__ __forceinline__ WithinBlock(const Team&, int /*width*/, int depth, int stride)
+      : depth_(depth), stride_(stride) {}
   __device__ __forceinline__ int rank() const { return 0; }
   __device__ __forceinline__ void begin() { __syncthreads(); }
   template <int kCount>
   __device__ __forceinline__ void put(State* to, int row, int column, const Values<State, kCount>& y) {
-    *reinterpret_cast<Values<State, kCount>*>(to + row * stride_ + column) = y;
+    if (column < depth_) *reinterpret_cast<Values<State, kCount>*>(to + row * stride_ + column) = y;
   }
   // One barrier a step: the next step writes to the other buffer.
   __device__ __forceinline__ void pass(State*, int /*rows*/) { __syncthreads(); }
 
  private:
-  int stride_;
+  int depth_, stride_;
 };
 
 // A cluster (sm_90), whose blocks write to each other's shared memory. Its barrier orders that: what was put before
@@ -57,8 +58,8 @@ class WithinCluster {
   static constexpr int kBuffers = 2;
   static constexpr bool kClusters = true, kQueues = false;
 
-  __device__ __forceinline__ WithinCluster(const Team& team, int /*width*/, int stride)
-      : blocks_(team.blocks), stride_(stride) {}
+  __device__ __forceinline__ WithinCluster(const Team& team, int /*width*/, int depth, int stride)
+      : blocks_(team.blocks), depth_(depth), stride_(stride) {}
   __device__ __forceinline__ int rank() const { return static_cast<int>(cluster_rank()); }
   __device__ __forceinline__ void begin() {
     cluster_arrive();
@@ -66,6 +67,7 @@ class WithinCluster {
   }
   template <int kCount>
   __device__ __forceinline__ void put(State* to, int row, int column, const Values<State, kCount>& y) {
+    if (column >= depth_) return;
     for (int block = 0; block < blocks_; ++block)
       *reinterpret_cast<Values<State, kCount>*>(cluster_map(to, static_cast<uint32_t>(block)) + row * stride_ +
                                                 column) = y;
@@ -74,7 +76,7 @@ class WithinCluster {
   __device__ __forceinline__ void pass(State*, int /*rows*/) { begin(); }
 
  private:
-  int blocks_, stride_;
+  int blocks_, depth_, stride_;
 };
 
 // Blocks anywhere on the device, all there at the same time (a cooperative launch). States go through L2, in one of two
@@ -96,8 +98,8 @@ class AcrossDevice {
   static constexpr uint32_t kPatience = 1u << 22;
 
   // width: elements of a state, the columns of all blocks.
-  __device__ __forceinline__ AcrossDevice(const Team& team, int width, int stride)
-      : blocks_(team.blocks), rows_(team.rows), width_(width), stride_(stride) {
+  __device__ __forceinline__ AcrossDevice(const Team& team, int width, int depth, int stride)
+      : blocks_(team.blocks), rows_(team.rows), width_(width), copied_(depth < width ? depth : width), stride_(stride) {
     const int mine = static_cast<int>(blockIdx.x) / blocks_, teams = static_cast<int>(gridDim.x) / blocks_;
     flags_ = static_cast<uint32_t*>(team.workspace) + mine * blocks_;
     buffers_ = reinterpret_cast<State*>(static_cast<char*>(team.workspace) + flag_bytes(teams * blocks_)) +
@@ -117,7 +119,7 @@ class AcrossDevice {
       if (!spin_until(flags_ + block, epoch_, kPatience)) stop("rnn_ext: a block waited too long for another's states");
     __syncthreads();
     constexpr int kWord = 16 / sizeof(State);
-    const int words = width_ / kWord;
+    const int words = copied_ / kWord;
     for (int n = thread; n < rows * words; n += threads) {
       const int row = n / words, column = n % words * kWord;
       cp_async<16>(to + row * stride_ + column, buffer() + row * width_ + column);
@@ -131,7 +133,7 @@ class AcrossDevice {
  private:
   __device__ __forceinline__ State* buffer() const { return buffers_ + (epoch_ % 2) * rows_ * width_; }
 
-  int blocks_, rows_, width_, stride_;
+  int blocks_, rows_, width_, copied_, stride_;
   uint32_t epoch_ = 1;
   uint32_t* flags_;  // of the team, zero at the start
   State* buffers_;   // of the team, [2][rows][width]

@@ -47,13 +47,14 @@ class FloatMultiply {
   using State = float;  // as states lie in shared memory
   static constexpr int kThreads = kCut.threads(), kRows = kRows_, kColumns = kCut.columns;
   // What a thread finishes: kValues neighbours in one row.
-  static constexpr int kValues = kCut.values(kRows);
+  static constexpr int kValues = kCut.values(kRows), kSpread = 1;
 
   static constexpr int stride(int hidden) {
     constexpr FloatTile tile = kCut;
     return tile.stride(hidden, kRows);
   }
-  static constexpr int64_t weight_bytes(int hidden) {
+  static constexpr int depth(int hidden) { return 4 * kSlices * chunks(hidden); }
+  static constexpr int64_t shared_bytes(int hidden) {
     constexpr FloatTile tile = kCut;
     return tile.weight_bytes(hidden);
   }
@@ -62,11 +63,11 @@ class FloatMultiply {
   // element(j, k): M[j][k] as stored in W, zero beyond H. `first`: the block's first row of M. `shared`:
   // weight_bytes(hidden).
   template <class Element>
-  __device__ __forceinline__ FloatMultiply(int hidden, int first, void* shared, Element element)
+  __device__ __forceinline__ FloatMultiply(int hidden, int first, unsigned char* shared, Element element)
       : thread_(static_cast<int>(threadIdx.x)),
         depth_(chunks(hidden)),
         stride_(stride(hidden) / 4),
-        weights_(static_cast<float4*>(shared)) {
+        weights_(reinterpret_cast<float4*>(shared)) {
     auto chunk = [&](int n) {
       const int j = first + thread_ / kSlices * kOutputs + n % kOutputs, k = (n / kOutputs * kSlices + slice()) * 4;
       auto value = [&](int k) { return to_float(element(j, k)); };

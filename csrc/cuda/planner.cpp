@@ -2,60 +2,105 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <vector>
 
 namespace rnn_ext::cuda {
 namespace {
 
-// The model: cycles of a step, the longest way through it. Multiply-adds at the rate of a multiprocessor's lanes, or
+// The model: cycles of a step, the longest way through it. Multiply-adds at the rate of a multiprocessor's lanes or of
+// its tensor cores (an A100's, in 16 bits), or
 // what it reads from shared memory at 128 bytes a cycle, whichever is longer; and what no width shortens. Those are
 // orders of magnitude, for a choice between variants that differ by more: kFinish is what the compiler's schedule says
 // of sums, tanh and the barrier (docs/cuda.md); a cluster's barrier and stores, a flag through L2 and a launch are a
 // fraction of a microsecond, one to two, and two to three on the devices that have been written about.
-constexpr double kLanes = 128, kSharedBytesPerCycle = 128, kFinish = 500, kCluster = 700, kDevice = 2500,
-                 kLaunch = 5000, kMemory = 700;
+constexpr double kLanes = 128, kTensorRate = 1024, kSharedBytesPerCycle = 128, kFinish = 500, kCluster = 700,
+                 kDevice = 2500, kLaunch = 5000, kMemory = 700;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A tile of rows through a block.
-double tile_cycles(const FloatTile& tile, int64_t hidden, int rows) {
-  const int64_t depth = 4 * int64_t{tile.slices} * tile.chunks(hidden);
+// One of the tiles of either kind, with as many rows of the batch at once.
+struct Cut {
+  bool tensor;
+  int tile, columns, threads, rows, values, state_bytes;
+  int64_t multiply_bytes;  // of shared memory, beyond the states
+  double cycles;           // of those rows through a block
+
+  // Of a block: `buffers` of the states of so many rows; what multiplying takes; inputs and factors ahead of time, a
+  // word for each value that a thread finishes.
+  int64_t shared_bytes(int buffers, int64_t all_rows) const {
+    return buffers * all_rows * state_bytes + multiply_bytes + 4 * int64_t{kAhead} * 2 * values * threads;
+  }
+};
+
+double tile_cycles(double products, double rate, int64_t bytes) {
+  return std::max(products / rate, static_cast<double>(bytes) / kSharedBytesPerCycle) + kFinish;
+}
+
+Cut float_cut(int index, int rows, int64_t hidden) {
+  const FloatTile& tile = kFloatTiles[index];
+  const int64_t depth = 4 * int64_t{tile.slices} * tile.chunks(hidden), weights = tile.weight_bytes(hidden);
   // Each warp reads all of the states, or as many of its threads as share a slice the same part of them at once.
   const int64_t states = 4 * depth * rows * (tile.threads() / 32);
-  return std::max(static_cast<double>(tile.columns * depth * rows) / kLanes,
-                  static_cast<double>(tile.weight_bytes(hidden) + states) / kSharedBytesPerCycle) +
-         kFinish;
+  return {false,
+          index,
+          tile.columns,
+          tile.threads(),
+          rows,
+          tile.values(rows),
+          4 * tile.stride(hidden, rows),
+          weights,
+          tile_cycles(static_cast<double>(tile.columns * depth * rows), kLanes, weights + states)};
+}
+
+Cut tensor_cut(int index, int64_t hidden, int bytes) {
+  const TensorTile& tile = kTensorTiles[index];
+  const int64_t depth = tile.depth(hidden, bytes);
+  // A group of warps reads all of the states, each its part of the depth; and sums are written and read.
+  const int64_t states = bytes * depth * TensorTile::kRows * tile.groups(), sums = 2 * 4 * tile.handed();
+  const double products = static_cast<double>(tile.columns * depth * TensorTile::kRows);
+  return {true,
+          index,
+          tile.columns,
+          tile.threads(),
+          TensorTile::kRows,
+          tile.values(),
+          bytes * tile.stride(hidden, bytes),
+          tile.multiply_bytes(hidden, bytes),
+          tile_cycles(products, kTensorRate, tile.weight_bytes(hidden, bytes) + states + sums)};
 }
 
 std::string plural(int64_t n, const char* what) { return std::to_string(n) + ' ' + what + (n == 1 ? "" : "s"); }
 
-// One that teams of `blocks` blocks each carry out, `rows` rows at a time in tiles of `tile_rows`; none if a block has
-// not the shared memory.
-std::optional<Plan> team_plan(Variant variant, int tile_index, int tile_rows, int64_t rows, const Shape& shape,
-                              const Device& device) {
-  const FloatTile& tile = kFloatTiles[tile_index];
+// One that teams of blocks carry out, `rows` rows at a time; none if a block has not the shared memory, or the device
+// not the blocks.
+std::optional<Plan> team_plan(Variant variant, const Cut& cut, int64_t rows, const Shape& shape, const Device& device) {
   const bool persistent = variant == Variant::persistent;
   Plan plan;
   plan.variant = variant;
-  plan.tile = tile_index;
-  plan.tile_rows = tile_rows;
+  plan.tensor = cut.tensor;
+  plan.tile = cut.tile;
+  plan.tile_rows = cut.rows;
   plan.rows = static_cast<int>(rows);
-  plan.threads = tile.threads();
-  plan.blocks = static_cast<int>(std::max<int64_t>(1, ceil_div(shape.hidden, tile.columns)));
-  plan.shared_bytes = shared_bytes(tile, shape.hidden, persistent ? 1 : 2, plan.rows, tile_rows);
+  plan.threads = cut.threads;
+  plan.blocks = static_cast<int>(std::max<int64_t>(1, ceil_div(shape.hidden, cut.columns)));
+  plan.shared_bytes = cut.shared_bytes(persistent ? 1 : 2, rows);
   if (plan.shared_bytes > device.shared_bytes) return std::nullopt;
   const int64_t items = shape.groups * ceil_div(shape.batch, rows), at_once = device.multiprocessors / plan.blocks;
   if (at_once == 0) return std::nullopt;
   plan.teams = static_cast<int>(persistent ? std::min(items, at_once) : items);
-  if (persistent)
+  if (persistent) {
+    const int64_t width = int64_t{plan.blocks} * cut.columns;
     plan.workspace_bytes =
-        flag_bytes(plan.teams * plan.blocks) + int64_t{4} * plan.teams * 2 * plan.rows * plan.blocks * tile.columns;
+        flag_bytes(plan.teams * plan.blocks) + int64_t{cut.tensor ? 2 : 4} * plan.teams * 2 * plan.rows * width;
+  }
   const double exchange = variant == Variant::resident ? 0 : variant == Variant::cluster ? kCluster : kDevice;
-  const double tiles = static_cast<double>(rows / tile_rows) * tile_cycles(tile, shape.hidden, tile_rows);
+  const double tiles = static_cast<double>(rows / cut.rows) * cut.cycles;
   plan.cycles = static_cast<double>(ceil_div(items, at_once)) * (tiles + exchange);
   plan.why = (variant == Variant::resident  ? "resident, W in a block's registers and shared memory: "
               : variant == Variant::cluster ? "cluster, W in a cluster's registers and shared memory: "
                                             : "persistent, W in the registers and shared memory of many blocks: ") +
              plural(items, "part") + " of " + plural(rows, "row") + ", each " + plural(plan.blocks, "block") + " of " +
-             plural(plan.threads, "thread") + (items > at_once ? ", " + std::to_string(at_once) + " at a time" : "");
+             plural(plan.threads, "thread") + (cut.tensor ? " with tensor cores" : "") +
+             (items > at_once ? ", " + std::to_string(at_once) + " at a time" : "");
   return plan;
 }
 
@@ -64,17 +109,47 @@ void keep_better(std::optional<Plan>& best, std::optional<Plan> other) {
   if (other && (!best || other->cycles < best->cycles)) best = std::move(other);
 }
 
-// With one row, or with tiles of rows, as many of them as make the fewest rounds of all rows shortest.
-std::optional<Plan> best_of_tile(Variant variant, int tile_index, const Shape& shape, const Device& device) {
-  const FloatTile& tile = kFloatTiles[tile_index];
-  std::optional<Plan> best = team_plan(variant, tile_index, 1, 1, shape, device);
-  const int64_t most = variant == Variant::resident ? tile.rows : std::max<int64_t>(shape.batch, tile.rows);
-  for (int64_t rows = tile.rows; rows < most + tile.rows; rows += tile.rows) {
-    std::optional<Plan> plan = team_plan(variant, tile_index, tile.rows, rows, shape, device);
+// With one tile of rows, or as many as make all rounds of all rows shortest.
+std::optional<Plan> best_rows(Variant variant, const Cut& cut, const Shape& shape, const Device& device) {
+  std::optional<Plan> best;
+  const int64_t most = variant == Variant::resident || cut.rows == 1 ? cut.rows : std::max<int64_t>(shape.batch, 1);
+  for (int64_t rows = cut.rows; rows < most + cut.rows; rows += cut.rows) {
+    std::optional<Plan> plan = team_plan(variant, cut, rows, shape, device);
     if (!plan) break;
     keep_better(best, std::move(plan));
   }
   return best;
+}
+
+// The tiles that a variant may have, in the order of its preference.
+std::vector<Cut> cuts_of(Variant variant, const Shape& shape, Format format, const Device& device) {
+  std::vector<Cut> cuts;
+  const bool tensor = format == Format::float16 ? device.capability >= 75 : device.capability >= 80;
+  if (format == Format::float32) {
+    const int first = variant == Variant::resident ? 0 : kWideTile;
+    const int end = variant == Variant::resident  ? kResidentTiles
+                    : variant == Variant::cluster ? kWideTile + 1
+                                                  : kFloatTileCount;
+    for (int tile = first; tile < end; ++tile)
+      for (int rows : {1, kFloatTiles[tile].rows}) cuts.push_back(float_cut(tile, rows, shape.hidden));
+  } else if (format != Format::float64 && tensor) {
+    const int first = variant == Variant::resident  ? 0
+                      : variant == Variant::cluster ? kClusterTensorTile
+                                                    : kWideTensorTile;
+    const int end = variant == Variant::resident  ? kResidentTensorTiles
+                    : variant == Variant::cluster ? kClusterTensorTile + 1
+                                                  : kNarrowTensorTile + 1;
+    for (int tile = first; tile < end; ++tile) cuts.push_back(tensor_cut(tile, shape.hidden, 2));
+  }
+  // A block that is a team of its own has all columns, and no more than it needs.
+  const int most = variant == Variant::cluster ? device.cluster_blocks : variant == Variant::resident ? 1 : INT32_MAX;
+  cuts.erase(std::remove_if(cuts.begin(), cuts.end(),
+                            [&](const Cut& cut) { return ceil_div(shape.hidden, cut.columns) > most; }),
+             cuts.end());
+  if (variant == Variant::resident)
+    cuts.erase(std::remove_if(cuts.begin(), cuts.end(), [&](const Cut& cut) { return cut.tile > cuts[0].tile; }),
+               cuts.end());
+  return cuts;
 }
 
 Plan stepwise_plan(const Shape& shape, const Device& device) {
@@ -93,20 +168,9 @@ Plan stepwise_plan(const Shape& shape, const Device& device) {
 
 std::optional<Plan> plan_for(Variant variant, const Shape& shape, Format format, const Device& device) {
   if (variant == Variant::stepwise) return stepwise_plan(shape, device);
-  if (format == Format::float64) return std::nullopt;
   std::optional<Plan> best;
-  switch (variant) {
-    case Variant::resident:
-      for (int tile = 0; tile < kResidentTiles && !best; ++tile)
-        if (shape.hidden <= kFloatTiles[tile].columns) best = best_of_tile(variant, tile, shape, device);
-      break;
-    case Variant::cluster:
-      if (ceil_div(shape.hidden, kFloatTiles[kWideTile].columns) <= device.cluster_blocks)
-        best = best_of_tile(variant, kWideTile, shape, device);
-      break;
-    default:
-      for (int tile : {kWideTile, kNarrowTile}) keep_better(best, best_of_tile(variant, tile, shape, device));
-  }
+  for (const Cut& cut : cuts_of(variant, shape, format, device))
+    keep_better(best, best_rows(variant, cut, shape, device));
   return best;
 }
 
@@ -127,8 +191,10 @@ Plan make_plan(const Shape& shape, Format format, const Device& device) {
   Plan stepwise = stepwise_plan(shape, device);
   if (best && best->cycles <= stepwise.cycles) return *best;
   stepwise.why += format == Format::float64 ? "float64"
-                  : best                    ? "teams of blocks would take more turns than it takes time"
-                                            : "W at H = " + std::to_string(shape.hidden) + " does not fit the device";
+                  : format == Format::bfloat16 && device.capability < 80
+                      ? "tensor cores that take bfloat16 begin with sm_80"
+                  : best ? "teams of blocks would take more turns than it takes time"
+                         : "W at H = " + std::to_string(shape.hidden) + " does not fit the device";
   return stepwise;
 }
 

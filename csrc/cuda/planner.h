@@ -66,10 +66,9 @@ struct FloatTile {
 
 // The first are `resident`'s, of H up to their columns; then there are two for teams of blocks.
 //
-// A thread of the third has 64 weights in registers, of the 255 that it may use. One of the fourth may use 128; with 56
-// weights among them nvcc finds room for all but a few of its other values, and the rest of W, read from shared memory
-// once a step, just fits an A100's. One of a team may use 255, and holds 128: a block of 64 columns has all of its W in
-// registers up to H = 512, one of 32 up to 1024.
+// A thread of the third has 64 weights in registers, of the 255 that it may use; one of the fourth 144 of its 256
+// own; one of a team's 112 or 128: a block of 64 columns has all of its W in registers up to H = 384, one of 32 up to
+// 1024. With more, nvcc spills other values.
 constexpr FloatTile kFloatTiles[] = {
     {32, 4, 8, 4, 1, 4},     {64, 4, 16, 4, 1, 4},  {128, 8, 16, 16, 2, 4},
     {256, 16, 16, 36, 4, 2}, {64, 8, 32, 28, 0, 4}, {32, 4, 32, 32, 0, 4},
@@ -77,24 +76,73 @@ constexpr FloatTile kFloatTiles[] = {
 constexpr int kResidentTiles = 4, kFloatTileCount = sizeof(kFloatTiles) / sizeof(kFloatTiles[0]);
 constexpr int kWideTile = 4, kNarrowTile = 5;
 
-// Shared memory of a block: `buffers` of the states of `rows` rows, in tiles of `tile_rows`; the weights that registers
-// do not hold; inputs and factors ahead of time, a word for each value that a thread finishes.
-constexpr int64_t shared_bytes(const FloatTile& tile, int64_t hidden, int buffers, int rows, int tile_rows) {
-  return 4 * int64_t{buffers} * rows * tile.stride(hidden, tile_rows) + tile.weight_bytes(hidden) +
-         4 * int64_t{kAhead} * 2 * tile.values(tile_rows) * tile.threads();
-}
+// How a block's warps deal its part of M to tensor cores (tensor.cuh): in fragments of 16 of its columns and 32 bytes
+// of the depth, four registers of a warp each. A warp holds `held` fragments, the others are in shared memory.
+struct TensorTile {
+  int columns, warps, held;
+
+  // Of the batch at once: the n of an mma.
+  static constexpr int kRows = 8;
+  // The mma's of a tile of 16 columns in a chunk of the depth, 64 bytes of it, which is what an ldmatrix brings.
+  static constexpr int kSteps = 2, kChunkBytes = 64;
+
+  constexpr int threads() const { return 32 * warps; }
+  // Tiles of 16 columns that a warp has. With two, warps read the states half as often, but twice as many split the
+  // depth and hand sums over. An mma's states are 256 bytes of shared memory, a tile's sums 512, written and read: two
+  // tiles pay from about 12 fragments a warp on.
+  constexpr int tiles() const {
+    const int block = columns / 16, fewest = block > warps ? block / warps : 1;
+    return fewest == 1 && held >= 12 && block % 2 == 0 ? 2 : fewest;
+  }
+  constexpr int groups() const { return columns / 16 / tiles(); }  // of warps with the same tiles
+  constexpr int splits() const { return warps / groups(); }        // of the depth, a warp of each group
+  // A lane has so many sums of its warp's tiles, and each of so many warps of a group finishes as many of them.
+  constexpr int sums() const { return 4 * tiles(); }
+  constexpr int finishers() const { return splits() < sums() ? splits() : sums(); }
+  constexpr int values() const { return sums() / finishers(); }
+  // Floats that are handed over from one warp to one finisher, to one finisher, and in all.
+  constexpr int from_one() const { return 32 * values(); }
+  constexpr int to_one() const { return (splits() - 1) * from_one(); }
+  constexpr int handed() const { return groups() * finishers() * to_one(); }
+
+  constexpr int held_chunks() const { return held / (tiles() * kSteps); }
+  // Elements of a state that are multiplied, zeros from `hidden` on.
+  constexpr int depth(int64_t hidden, int element_bytes) const {
+    const int chunk = kChunkBytes / element_bytes;
+    return static_cast<int>((hidden + chunk - 1) / chunk * chunk);
+  }
+  // Elements from one state to the next: an odd number of 16 bytes, so that the rows of ldmatrix meet each bank once.
+  constexpr int stride(int64_t hidden, int element_bytes) const {
+    return depth(hidden, element_bytes) + 16 / element_bytes;
+  }
+  // The fragments that registers do not hold, each warp as many.
+  constexpr int64_t weight_bytes(int64_t hidden, int element_bytes) const {
+    const int chunks = (depth(hidden, element_bytes) * element_bytes / kChunkBytes + splits() - 1) / splits();
+    return chunks > held_chunks() ? int64_t{chunks - held_chunks()} * tiles() * kSteps * threads() * 16 : 0;
+  }
+  // Those, and sums that are handed over, in two halves.
+  constexpr int64_t multiply_bytes(int64_t hidden, int element_bytes) const {
+    return weight_bytes(hidden, element_bytes) + 2 * 4 * int64_t{handed()};
+  }
+};
+
+// The first are `resident`'s, with all of W in registers, or of the third three quarters. A block of the fourth, for
+// clusters, has it up to H = 384, one of the fifth up to 768, one of the last up to 1536. With more, nvcc spills.
+constexpr TensorTile kTensorTiles[] = {{64, 8, 4}, {128, 8, 16}, {256, 16, 12}, {128, 8, 24}, {64, 8, 24}, {32, 8, 24}};
+constexpr int kResidentTensorTiles = 3, kClusterTensorTile = 3, kWideTensorTile = 4, kNarrowTensorTile = 5;
 
 // The flags of the blocks of a launch, as many bytes as keep what comes after them on a cache line of its own.
 constexpr int64_t flag_bytes(int64_t blocks) { return (4 * blocks + 127) / 128 * 128; }
 
 struct Plan {
   Variant variant = Variant::stepwise;
-  int tile = 0;       // of kFloatTiles
-  int tile_rows = 0;  // of the batch that a block multiplies at once
-  int rows = 0;       // that a team takes at a time: one tile, or several
-  int blocks = 1;     // of a team
-  int teams = 0;      // that run; where they are fewer than there is work for, they take turns (persistent)
-  int threads = 0;    // of a block
+  bool tensor = false;  // by tensor cores
+  int tile = 0;         // of kTensorTiles or kFloatTiles
+  int tile_rows = 0;    // of the batch that a block multiplies at once
+  int rows = 0;         // that a team takes at a time: one tile, or several
+  int blocks = 1;       // of a team
+  int teams = 0;        // that run; where they are fewer than there is work for, they take turns (persistent)
+  int threads = 0;      // of a block
   int64_t shared_bytes = 0;
   int64_t workspace_bytes = 0;
   double cycles = 0;  // of a step, by the model of planner.cpp

@@ -170,6 +170,13 @@ __device__ __forceinline__ float tanh_approx(float x) {
   return result;
 }
 
+// Relative error at most 2^-23.
+__device__ __forceinline__ float reciprocal_approx(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // ---- tensor cores ----
 //
 // All 32 lanes of a warp call these together. With g = lane / 4 and t = lane % 4, a 16 x 8 sum has

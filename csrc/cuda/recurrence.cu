@@ -3,6 +3,7 @@
 #include "cuda/multiply.cuh"
 #include "cuda/sequence.cuh"
 #include "cuda/stepwise.cuh"
+#include "cuda/tensor.cuh"
 
 namespace rnn_ext::cuda {
 namespace {
@@ -39,25 +40,34 @@ cudaError_t launch_sequence(const DeviceProblem<T>& problem, const Plan& plan, v
   return launch(config, kernel, problem, Team{plan.blocks, plan.rows, workspace});
 }
 
-// One row at a time or tiles of them, with options or without.
-template <class T, int kTile, template <class> class Exchange>
-cudaError_t run_tile(const DeviceProblem<T>& problem, const Plan& plan, void* workspace, cudaStream_t stream) {
-  using One = FloatMultiply<kTile, 1>;
-  using More = FloatMultiply<kTile, kFloatTiles[kTile].rows>;
-  constexpr bool kOneTile = kTile < kResidentTiles;
-  auto run = [&](auto kernel) { return kernel(problem, plan, workspace, stream); };
-  if (plan.tile_rows == 1)
-    return is_plain(problem) ? run(launch_sequence<T, One, Exchange, true, true>)
-                             : run(launch_sequence<T, One, Exchange, false, true>);
-  return is_plain(problem) ? run(launch_sequence<T, More, Exchange, true, kOneTile>)
-                           : run(launch_sequence<T, More, Exchange, false, kOneTile>);
+// With options or without.
+template <class T, class Multiply, template <class> class Exchange, bool kOneTile>
+cudaError_t run_with(const DeviceProblem<T>& problem, const Plan& plan, void* workspace, cudaStream_t stream) {
+  return is_plain(problem) ? launch_sequence<T, Multiply, Exchange, true, kOneTile>(problem, plan, workspace, stream)
+                           : launch_sequence<T, Multiply, Exchange, false, kOneTile>(problem, plan, workspace, stream);
 }
 
-template <class T, int kTile = 0>
-cudaError_t run_resident(const DeviceProblem<T>& problem, const Plan& plan, cudaStream_t stream) {
-  if constexpr (kTile + 1 < kResidentTiles)
-    if (plan.tile != kTile) return run_resident<T, kTile + 1>(problem, plan, stream);
-  return run_tile<T, kTile, WithinBlock>(problem, plan, nullptr, stream);
+// float32: one row at a time, or tiles of them. 16 bits: tiles for tensor cores.
+template <class T, int kTile, template <class> class Exchange>
+cudaError_t run_tile(const DeviceProblem<T>& problem, const Plan& plan, void* workspace, cudaStream_t stream) {
+  if constexpr (sizeof(T) == 2) {
+    constexpr TensorTile tile = kTensorTiles[kTile];
+    using Multiply = TensorMultiply<T, tile.columns, tile.warps, tile.held>;
+    return run_with < T, Multiply, Exchange, kTile<kResidentTensorTiles>(problem, plan, workspace, stream);
+  } else {
+    using One = FloatMultiply<kTile, 1>;
+    using More = FloatMultiply<kTile, kFloatTiles[kTile].rows>;
+    return plan.tile_rows == 1 ? run_with<T, One, Exchange, true>(problem, plan, workspace, stream) : run_with < T,
+           More, Exchange, kTile<kResidentTiles>(problem, plan, workspace, stream);
+  }
+}
+
+// The kernel of plan.tile, of those from kTile to kLast.
+template <class T, template <class> class Exchange, int kTile, int kLast>
+cudaError_t run_team(const DeviceProblem<T>& problem, const Plan& plan, void* workspace, cudaStream_t stream) {
+  if constexpr (kTile < kLast)
+    if (plan.tile != kTile) return run_team<T, Exchange, kTile + 1, kLast>(problem, plan, workspace, stream);
+  return run_tile<T, kTile, Exchange>(problem, plan, workspace, stream);
 }
 
 template <class T>
@@ -87,12 +97,13 @@ cudaError_t run_on(const DeviceProblem<T>& problem, const Plan& plan, void* work
   if (problem.rows.length && problem.rows.padded())
     if (const cudaError_t error = launch(rows, clear_ended<T>, problem)) return error;
   if constexpr (sizeof(T) < 8) {
+    constexpr bool kTensor = sizeof(T) == 2;
+    constexpr int kResident = (kTensor ? kResidentTensorTiles : kResidentTiles) - 1;
+    constexpr int kCluster = kTensor ? kClusterTensorTile : kWideTile, kWide = kTensor ? kWideTensorTile : kWideTile;
     switch (plan.variant) {
-      case Variant::resident: return run_resident(problem, plan, stream);
-      case Variant::cluster: return run_tile<T, kWideTile, WithinCluster>(problem, plan, nullptr, stream);
-      case Variant::persistent:
-        return plan.tile == kWideTile ? run_tile<T, kWideTile, AcrossDevice>(problem, plan, workspace, stream)
-                                      : run_tile<T, kNarrowTile, AcrossDevice>(problem, plan, workspace, stream);
+      case Variant::resident: return run_team<T, WithinBlock, 0, kResident>(problem, plan, workspace, stream);
+      case Variant::cluster: return run_tile<T, kCluster, WithinCluster>(problem, plan, workspace, stream);
+      case Variant::persistent: return run_team<T, AcrossDevice, kWide, kWide + 1>(problem, plan, workspace, stream);
       case Variant::stepwise: break;
     }
   }

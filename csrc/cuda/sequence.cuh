@@ -25,7 +25,7 @@ __device__ __forceinline__ float from_word(const uint32_t* word, const T* elemen
       *reinterpret_cast<const T*>(reinterpret_cast<const char*>(word) + (reinterpret_cast<uintptr_t>(element) & 3)));
 }
 
-// What one thread finishes of a tile of Multiply::kRows rows: kValues neighbours of one row.
+// What one thread finishes of a tile of Multiply::kRows rows: kValues elements of one row, kSpread apart.
 template <class T, class Multiply, bool kPlain>
 struct Part {
   Track<T, kPlain> track;
@@ -39,7 +39,8 @@ struct Part {
         tile_row(multiply.row()),
         column(first_column + multiply.column()) {
     const int hidden = static_cast<int>(problem.shape.hidden);
-    values = hidden - column < Multiply::kValues ? hidden - column : Multiply::kValues;
+    const int left = (hidden - column + Multiply::kSpread - 1) / Multiply::kSpread;
+    values = left < Multiply::kValues ? left : Multiply::kValues;
     steps = multiply.mine() && first_row + tile_row < end_row ? track.steps : 0;
     input = track.origin(problem.input, column);
     factor = track.origin(problem.factor, column);
@@ -52,14 +53,15 @@ template <class T, class Multiply, bool kPlain, bool kOneTile, class Exchange>
 __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchange& exchange, int group, int first_row,
                                          int end_row, int capacity) {
   using State = typename Multiply::State;
-  constexpr int kRows = Multiply::kRows, kValues = Multiply::kValues, kThreads = Multiply::kThreads;
+  constexpr int kRows = Multiply::kRows, kValues = Multiply::kValues, kThreads = Multiply::kThreads,
+                kSpread = Multiply::kSpread;
   const int thread = static_cast<int>(threadIdx.x), hidden = static_cast<int>(problem.shape.hidden);
   const int stride = Multiply::stride(hidden), first_column = exchange.rank() * Multiply::kColumns;
   const int tiles = kOneTile ? 1 : (end_row - first_row + kRows - 1) / kRows;
 
   State* const states = dynamic_shared<State>();  // [kBuffers][capacity][stride]
   unsigned char* const weights = reinterpret_cast<unsigned char*>(states + Exchange::kBuffers * capacity * stride);
-  uint32_t* const ahead = reinterpret_cast<uint32_t*>(weights + Multiply::weight_bytes(hidden));
+  uint32_t* const ahead = reinterpret_cast<uint32_t*>(weights + Multiply::shared_bytes(hidden));
 
   const Weight<T>& w = problem.weight;
   const T* const matrix = w.data + group * hidden * w.row_stride;
@@ -95,8 +97,8 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
       const T* const factor = part.factor + part.track.offset(problem.factor, t);
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
-        if (has_input && i < part.values) cp_async<4>(word(slot, 0, i), word_of(input + i));
-        if (has_factor && i < part.values) cp_async<4>(word(slot, 1, i), word_of(factor + i));
+        if (has_input && i < part.values) cp_async<4>(word(slot, 0, i), word_of(input + i * kSpread));
+        if (has_factor && i < part.values) cp_async<4>(word(slot, 1, i), word_of(factor + i * kSpread));
       }
     }
     cp_async_commit();
@@ -114,10 +116,15 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
   float before[kValues] = {};  // the states that leak; of more than one tile they are read again
   exchange.begin();
 
-  const int longest = Track<T, kPlain>(problem, group, first_row).steps;
+  // The same in all lanes, as a shuffle's result is to the compiler, and what was divided and loaded is not; else each
+  // shuffle in the loop would be prepared for lanes that have left it.
+  const int longest = __shfl_sync(kFullWarp, Track<T, kPlain>(problem, group, first_row).steps, 0);
+  // Not unrolled: a step is long, and what nvcc unrolls it keeps addresses of, in registers.
+#pragma unroll 1
   for (int s = 0; s < longest; ++s) {
     const State* const previous = states + (Exchange::kBuffers == 2 ? s % 2 : 0) * capacity * stride;
     State* const next = states + (Exchange::kBuffers == 2 ? (s + 1) % 2 : 0) * capacity * stride;
+#pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile) {
       fetch_next(slot == 0 ? kAhead - 1 : slot - 1);
       float sums[kValues];
@@ -138,17 +145,24 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
         for (int i = 0; i < kValues; ++i) {
           multiplied.at[i] = Multiply::stored(0);
           if (i >= part.values) continue;
-          const int column = part.column + i;
-          const float input = has_input ? from_word(word(slot, 0, i), input_at + i) : 0.0f;
-          const float f = has_factor ? from_word(word(slot, 1, i), factor_at + i) : 0.0f;
+          const int at = i * kSpread, column = part.column + at;
+          const float input = has_input ? from_word(word(slot, 0, i), input_at + at) : 0.0f;
+          const float f = has_factor ? from_word(word(slot, 1, i), factor_at + at) : 0.0f;
           if (!kOneTile && track.leaks() && s > 0) before[i] = track.before(s, column);
           const T y = rounded<T>(track.state(s, sums[i], input, f, before[i], column));
-          output[i] = y;
-          if (ends) last[i] = y;
+          output[at] = y;
+          if (ends) last[at] = y;
           before[i] = reset ? 0.0f : to_float(y);
           if (!reset) multiplied.at[i] = Multiply::stored(track.multiplied(before[i], f, column));
         }
-        exchange.put(next, tile * kRows + part.tile_row, part.column, multiplied);
+        const int row = tile * kRows + part.tile_row;
+        if constexpr (kSpread == 1) {
+          exchange.put(next, row, part.column, multiplied);
+        } else {
+#pragma unroll
+          for (int i = 0; i < kValues; ++i)
+            exchange.put(next, row, part.column + i * kSpread, Values<State, 1>{multiplied.at[i]});
+        }
       }
       slot = slot + 1 == kAhead ? 0 : slot + 1;
     }
@@ -166,7 +180,7 @@ __global__ void __launch_bounds__(Multiply::kThreads, 1)
   if constexpr (Exchange<State>::kClusters && !kHasClusters) return;
   const int batch = static_cast<int>(problem.shape.batch), hidden = static_cast<int>(problem.shape.hidden);
   const int parts = (batch + team.rows - 1) / team.rows, items = parts * static_cast<int>(problem.shape.groups);
-  Exchange<State> exchange(team, team.blocks * Multiply::kColumns, Multiply::stride(hidden));
+  Exchange<State> exchange(team, team.blocks * Multiply::kColumns, Multiply::depth(hidden), Multiply::stride(hidden));
   auto run = [&](int item) {
     const int group = item / parts, first = item % parts * team.rows;
     run_rows<T, Multiply, kPlain, kOneTile>(problem, exchange, group, first, min(first + team.rows, batch),

@@ -9,64 +9,62 @@
 #pragma once
 
 #include "cuda/device.cuh"
+#include "cuda/planner.h"
 
 namespace rnn_ext::cuda {
 
 // T: half, bfloat16, or float in TF32. A block has kColumns rows of M, columns of the new state; a warp holds kHeld
-// fragments of M, of four registers each. One object for each thread of the block, for a whole launch.
-template <class T, int kColumns, int kWarps, int kHeld>
+// fragments of M, of four registers each (TensorTile). One object for each thread of the block, for a whole launch.
+template <class T, int kColumns_, int kWarps, int kHeld>
 class TensorMultiply {
-  static constexpr int kTileColumns = 16;
-  // The mma's of a tile in a chunk; each has sums of its own, so that none waits for the one just issued.
-  static constexpr int kSteps = 2;
+  // A local copy wherever it is asked something that is not a constant: device code has no address of it.
+  static constexpr TensorTile kCut = {kColumns_, kWarps, kHeld};
+  static constexpr int kTileColumns = 16, kSteps = TensorTile::kSteps;
   // Elements in a chunk, in 16 bytes, in a register.
-  static constexpr int kChunk = 64 / sizeof(T), kLine = 16 / sizeof(T), kInRegister = 4 / sizeof(T);
-  // With two tiles, warps read the states half as often, but twice as many split the depth and hand sums over. An mma's
-  // states are 256 bytes of shared memory, a tile's sums 512, written and read: two tiles pay from 16 mma's a step on.
-  static constexpr int kBlockTiles = kColumns / kTileColumns;
-  static constexpr int kFewest = kBlockTiles > kWarps ? kBlockTiles / kWarps : 1;
-  static constexpr int kTiles = kFewest == 1 && kHeld >= 16 && kBlockTiles % 2 == 0 ? 2 : kFewest;
-  static constexpr int kGroups = kBlockTiles / kTiles;  // of warps with the same tiles
-  static constexpr int kSplits = kWarps / kGroups;      // warps in each
-  static_assert(kTileColumns * kTiles * kGroups == kColumns && kGroups * kSplits == kWarps, "each warp has as much");
-
-  static constexpr int kHeldChunks = kHeld / (kTiles * kSteps);
+  static constexpr int kChunk = TensorTile::kChunkBytes / sizeof(T), kLine = 16 / sizeof(T),
+                       kInRegister = 4 / sizeof(T);
+  static constexpr int kTiles = kCut.tiles(), kGroups = kCut.groups(), kSplits = kCut.splits();
+  static_assert(kTileColumns * kTiles * kGroups == kColumns_ && kGroups * kSplits == kWarps, "each warp has as much");
+  static constexpr int kHeldChunks = kCut.held_chunks();
   // Chunks of the states that are fetched before their turn, four mma's ahead: about the latency of ldmatrix.
   static constexpr int kFetched = kTiles == 1 ? 3 : 2;
   static_assert(kHeldChunks > 0 && kHeldChunks * kTiles * kSteps == kHeld, "registers hold whole chunks");
-
-  // A lane has kSums sums of its warp's tiles, and each of kFinishers warps of a group the whole of kValues of them.
-  static constexpr int kSums = 4 * kTiles, kFinishers = kSplits < kSums ? kSplits : kSums;
+  static constexpr int kSums = kCut.sums(), kFinishers = kCut.finishers();
   static_assert(kSums % kFinishers == 0, "each finishes as many");
+  // A lane's sums are of two rows in turn; a finisher takes each kFinishers-th.
+  static_assert(kFinishers % 2 == 0, "a thread finishes one row's");
 
  public:
   using State = T;
-  static constexpr int kThreads = kWarps * kWarp;
-  static constexpr int kRows = 8;
-  static constexpr int kValues = kSums / kFinishers;
+  static constexpr int kThreads = kWarps * kWarp, kColumns = kColumns_, kRows = TensorTile::kRows;
+  static constexpr int kValues = kCut.values();
+  // From one column that a thread finishes to the next.
+  static constexpr int kSpread = 4 * kFinishers;
 
-  // Elements of a state that are multiplied: zeros from `hidden` on.
-  static constexpr __host__ __device__ int64_t depth(int64_t hidden) { return (hidden + kChunk - 1) / kChunk * kChunk; }
-
-  // Elements from one state to the next: an odd number of 16 bytes, so that the rows of ldmatrix meet each bank once.
-  static constexpr __host__ __device__ int64_t stride(int64_t hidden) { return depth(hidden) + kLine; }
-
-  // Fragments that registers do not hold, [chunk][tile][step][thread]; sums that are handed over (finish()).
-  static constexpr __host__ __device__ int64_t shared_bytes(int64_t hidden) {
-    return weight_bytes(hidden) + 2 * kHanded * int64_t{4};
+  static constexpr int depth(int hidden) {
+    constexpr TensorTile tile = kCut;
+    return tile.depth(hidden, sizeof(T));
+  }
+  static constexpr int stride(int hidden) {
+    constexpr TensorTile tile = kCut;
+    return tile.stride(hidden, sizeof(T));
+  }
+  static constexpr int64_t shared_bytes(int hidden) {
+    constexpr TensorTile tile = kCut;
+    return tile.multiply_bytes(hidden, sizeof(T));
   }
 
   // M[j][k] is element(j, k), zero where j or k is beyond H; the first of the block's rows is j = `first`. `shared` is
   // shared_bytes(hidden) long, aligned to 16 bytes.
   template <class Element>
-  __device__ __forceinline__ TensorMultiply(int hidden, int first, Element element, unsigned char* shared)
+  __device__ __forceinline__ TensorMultiply(int hidden, int first, unsigned char* shared, Element element)
       : lane_(static_cast<int>(threadIdx.x) % kWarp) {
     // The same in all lanes, as a shuffle's result is and threadIdx.x / kWarp, to the compiler, is not.
     const int warp = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / kWarp, 0);
     group_ = warp % kGroups;
     split_ = warp / kGroups;
-    chunks_ = (static_cast<int>(depth(hidden)) / kChunk - split_ + kSplits - 1) / kSplits;
-    state_ = lane_ % 8 * static_cast<int>(stride(hidden)) + split_ * kChunk + lane_ / 8 * kLine;
+    chunks_ = (depth(hidden) / kChunk - split_ + kSplits - 1) / kSplits;
+    state_ = lane_ % 8 * stride(hidden) + split_ * kChunk + lane_ / 8 * kLine;
     weights_ = reinterpret_cast<uint4*>(shared) + threadIdx.x;
     taken_ = reinterpret_cast<float*>(shared + weight_bytes(hidden)) + group_ * kFinishers * kToOne + lane_ * kValues;
     given_ = taken_ + split_ * kFromOne;
@@ -78,7 +76,7 @@ class TensorMultiply {
       const int depth = (i * kSplits + split_) * kChunk + (n % kSteps * 8 + lane_ % 4) * kInRegister;
       auto both = [&](int j, int k) {
         if constexpr (kInRegister == 1)
-          return __float_as_uint(element(j, k));
+          return __float_as_uint(stored(element(j, k)));
         else
           return element(j, k).bits | static_cast<uint32_t>(element(j, k + 1).bits) << 16;
       };
@@ -134,29 +132,27 @@ class TensorMultiply {
     finish(whole, sums);
   }
 
-  // Which of the sums value i is: the same at every step.
-  __device__ __forceinline__ int row(int i) const { return lane_ % 4 * 2 + sum(i) % 2; }
-  __device__ __forceinline__ int column(int i) const {
-    return (group_ * kTiles + sum(i) / 4) * kTileColumns + sum(i) % 4 / 2 * 8 + lane_ / 4;
+  // Where this thread's sums belong: in one row, and from this column on, kSpread apart; the same at every step.
+  __device__ __forceinline__ int row() const { return lane_ % 4 * 2 + first_sum() % 2; }
+  __device__ __forceinline__ int column() const {
+    return (group_ * kTiles + first_sum() / 4) * kTileColumns + first_sum() % 4 / 2 * 8 + lane_ / 4;
   }
   // Whether this thread finishes sums.
   __device__ __forceinline__ bool mine() const { return kFinishers == kSplits || split_ < kFinishers; }
 
  private:
-  // Floats that are handed over from one warp to one finisher, to one finisher, and in all.
-  static constexpr int kFromOne = kWarp * kValues, kToOne = (kSplits - 1) * kFromOne;
-  static constexpr int kHanded = kGroups * kFinishers * kToOne;
-  static_assert(kSplits == 1 || kValues <= 4, "handed over at once");
+  static constexpr int kFromOne = kCut.from_one(), kToOne = kCut.to_one(), kHanded = kCut.handed();
+  static_assert(kValues <= 4, "handed over at once");
 
-  static constexpr __host__ __device__ int64_t weight_bytes(int64_t hidden) {
-    const int64_t chunks = (depth(hidden) / kChunk + kSplits - 1) / kSplits;
-    return (chunks > kHeldChunks ? chunks - kHeldChunks : 0) * kTiles * kSteps * kThreads * 16;
+  static constexpr int64_t weight_bytes(int hidden) {
+    constexpr TensorTile tile = kCut;
+    return tile.weight_bytes(hidden, sizeof(T));
   }
   __device__ __forceinline__ uint4* weight(int i, int n) const {
     return weights_ + ((i - kHeldChunks) * kTiles * kSteps + n) * kThreads;
   }
-  // Value i's place among a lane's sums.
-  __device__ __forceinline__ int sum(int i) const { return split_ % kFinishers * kValues + i; }
+  // Which of a lane's sums is its first, the others each kFinishers further.
+  __device__ __forceinline__ int first_sum() const { return split_ % kFinishers; }
 
   // d += a b, where b is the chunk's matrices 2 `step` and 2 `step` + 1.
   static __device__ __forceinline__ void multiply(float (&d)[4], uint4 a, const uint32_t (&b)[4], int step) {
@@ -200,29 +196,27 @@ class TensorMultiply {
   // writes a half again has met at the barrier between all those who have read it.
   __device__ __forceinline__ void finish(const float (&whole)[kSums], float (&sums)[kValues]) {
 #pragma unroll
-    for (int i = 0; i < kValues; ++i) sums[i] = kSplits == 1 ? whole[i] : 0.0f;
-    if constexpr (kSplits > 1) {
+    for (int i = 0; i < kValues; ++i) sums[i] = 0;
 #pragma unroll
-      for (int f = 0; f < kFinishers; ++f) {
-        // Copied before the question whose they are, lest the compiler index `whole` with the answer.
-        float values[kValues];
+    for (int f = 0; f < kFinishers; ++f) {
+      // Copied before the question whose they are, lest the compiler index `whole` with the answer.
+      float values[kValues];
 #pragma unroll
-        for (int i = 0; i < kValues; ++i) values[i] = whole[f * kValues + i];
-        if (f == split_) {
+      for (int i = 0; i < kValues; ++i) values[i] = whole[f + i * kFinishers];
+      if (f == split_) {
 #pragma unroll
-          for (int i = 0; i < kValues; ++i) sums[i] = values[i];
-        } else {
-          // The finisher itself is not among the others, and those after it move up.
-          give(given_ + half_ + f * kToOne - (split_ > f ? kFromOne : 0), values);
-        }
+        for (int i = 0; i < kValues; ++i) sums[i] = values[i];
+      } else {
+        // The finisher itself is not among the others, and those after it move up.
+        give(given_ + half_ + f * kToOne - (split_ > f ? kFromOne : 0), values);
       }
-      __syncthreads();
-      if (mine()) {
-#pragma unroll
-        for (int other = 0; other < kSplits - 1; ++other) take(taken_ + half_ + other * kFromOne, sums);
-      }
-      half_ = kHanded - half_;
     }
+    __syncthreads();
+    if (mine()) {
+#pragma unroll
+      for (int other = 0; other < kSplits - 1; ++other) take(taken_ + half_ + other * kFromOne, sums);
+    }
+    half_ = kHanded - half_;
   }
 
   int lane_, group_, split_;

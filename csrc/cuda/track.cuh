@@ -115,7 +115,9 @@ struct Track {
 
 // Within 2 ULP, and without a branch, so that no warp diverges and the verifier of races sees one path. Near zero an
 // odd polynomial (minimax on [-0.625, 0.625]; S. L. Moshier's Cephes has the same form), elsewhere 1 - 2 / (exp(2x) +
-// 1): there the quotient is less than the 1, so its error shrinks. exp overflows to infinity and the quotient to 0.
+// 1): there the quotient is less than the 1, so its error shrinks. A division would branch; its reciprocal, improved by
+// one step of Newton's method, is as good, of what is not too large: beyond 10 the quotient is less than half a unit in
+// the last place of 1.
 __device__ __forceinline__ float tanh_of(float x) {
   const float z = x * x;
   float p = -5.70498872745e-3f;
@@ -124,22 +126,24 @@ __device__ __forceinline__ float tanh_of(float x) {
   p = p * z + 1.33314422036e-1f;
   p = p * z - 3.33332819422e-1f;
   const float near = p * z * x + x;
-  const float far = copysignf(1.0f - 2.0f / (expf(2.0f * fabsf(x)) + 1.0f), x);
+  const float d = expf(2.0f * fminf(fabsf(x), 10.0f)) + 1.0f;
+  float r = reciprocal_approx(d);
+  r = r * (2.0f - d * r);
+  const float far = copysignf(1.0f - 2.0f * r, x);
   return fabsf(x) < 0.625f ? near : x == x ? far : x;
 }
 __device__ __forceinline__ double tanh_of(double x) { return tanh(x); }
 
-// y = epilogue(a), with the factor f; as finish in cpu/epilogue.inl. The epilogue is the same for the whole launch.
+// y = epilogue(a), with the factor f; as finish in cpu/epilogue.inl. The epilogue is the same for the whole launch; no
+// switch, of which nvcc would copy all that follows for each case.
 template <class S>
 __device__ __forceinline__ S finish(Epilogue epilogue, S a, S f) {
-  switch (epilogue) {
-    case Epilogue::tanh: return tanh_of(a);
-    // NaN compares false, and is kept.
-    case Epilogue::relu: return a < S(0) ? S(0) : a;
-    case Epilogue::tanh_derivative: return (S(1) - f * f) * a;
-    case Epilogue::relu_derivative: return f <= S(0) ? S(0) : a;
-    default: return f * a;
+  if (uses_factor(epilogue)) {
+    const S d = epilogue == Epilogue::tanh_derivative ? S(1) - f * f : f;
+    return epilogue != Epilogue::relu_derivative ? d * a : f <= S(0) ? S(0) : a;
   }
+  // NaN compares false, and is kept.
+  return epilogue == Epilogue::tanh ? tanh_of(a) : a < S(0) ? S(0) : a;
 }
 
 template <class T, bool kPlain>

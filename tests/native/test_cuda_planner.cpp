@@ -25,21 +25,28 @@ int check_plan(const char* name, const Shape& shape, const Plan& plan, const Dev
   const long hidden = long(shape.hidden), batch = long(shape.batch);
   CHECK(!plan.why.empty() && plan.cycles > 0, "%s H=%ld: no reason", name, hidden);
   if (plan.variant == Variant::stepwise) return failures;
+  const bool tensor = plan.tensor, persistent = plan.variant == Variant::persistent;
   const FloatTile& tile = kFloatTiles[plan.tile];
-  const bool persistent = plan.variant == Variant::persistent;
-  CHECK(int64_t{plan.blocks} * tile.columns >= shape.hidden, "%s H=%ld: %d blocks of %d columns", name, hidden,
-        plan.blocks, tile.columns);
+  const TensorTile& tensor_tile = kTensorTiles[plan.tile];
+  const int columns = tensor ? tensor_tile.columns : tile.columns, rows = tensor ? TensorTile::kRows : tile.rows;
+  const int threads = tensor ? tensor_tile.threads() : tile.threads();
+  CHECK(int64_t{plan.blocks} * columns >= shape.hidden, "%s H=%ld: %d blocks of %d columns", name, hidden, plan.blocks,
+        columns);
+  const int64_t state =
+      tensor ? 2 * tensor_tile.stride(shape.hidden, 2) : 4 * tile.stride(shape.hidden, plan.tile_rows);
+  const int64_t multiply = tensor ? tensor_tile.multiply_bytes(shape.hidden, 2) : tile.weight_bytes(shape.hidden);
+  const int values = tensor ? tensor_tile.values() : tile.values(plan.tile_rows);
   CHECK(plan.shared_bytes <= device.shared_bytes &&
-            plan.shared_bytes == shared_bytes(tile, shape.hidden, persistent ? 1 : 2, plan.rows, plan.tile_rows),
+            plan.shared_bytes == (persistent ? 1 : 2) * plan.rows * state + multiply + 8 * kAhead * values * threads,
         "%s H=%ld: %ld bytes of shared memory", name, hidden, long(plan.shared_bytes));
-  CHECK(plan.threads == tile.threads() && plan.threads <= 1024 && plan.threads % 32 == 0, "%s H=%ld: %d threads", name,
-        hidden, plan.threads);
-  CHECK(plan.rows % plan.tile_rows == 0 && (plan.tile_rows == 1 || plan.tile_rows == tile.rows),
+  CHECK(plan.threads == threads && threads <= 1024 && threads % 32 == 0, "%s H=%ld: %d threads", name, hidden, threads);
+  CHECK(plan.rows % plan.tile_rows == 0 && ((!tensor && plan.tile_rows == 1) || plan.tile_rows == rows),
         "%s H=%ld B=%ld: %d rows in tiles of %d", name, hidden, batch, plan.rows, plan.tile_rows);
   const int64_t items = shape.groups * ((shape.batch + plan.rows - 1) / plan.rows);
   switch (plan.variant) {
     case Variant::resident:
-      CHECK(plan.blocks == 1 && plan.teams == items && plan.rows == plan.tile_rows && plan.tile < kResidentTiles,
+      CHECK(plan.blocks == 1 && plan.teams == items && plan.rows == plan.tile_rows &&
+                plan.tile < (tensor ? kResidentTensorTiles : kResidentTiles),
             "%s H=%ld: %d teams of %d", name, hidden, plan.teams, plan.blocks);
       break;
     case Variant::cluster:
@@ -50,7 +57,7 @@ int check_plan(const char* name, const Shape& shape, const Plan& plan, const Dev
       // All at the same time, one to a multiprocessor.
       CHECK(plan.teams * plan.blocks <= device.multiprocessors && plan.teams <= items && plan.teams > 0,
             "%s H=%ld: %d teams of %d", name, hidden, plan.teams, plan.blocks);
-      const int64_t states = int64_t{4} * plan.teams * 2 * plan.rows * plan.blocks * tile.columns;
+      const int64_t states = int64_t{tensor ? 2 : 4} * plan.teams * 2 * plan.rows * plan.blocks * columns;
       CHECK(plan.workspace_bytes == states + flag_bytes(plan.teams * plan.blocks), "%s H=%ld: workspace", name, hidden);
   }
   return failures;
@@ -67,6 +74,10 @@ int check_device(const Named& named) {
           const Plan plan = make_plan(shape, format, named.device);
           if (check_plan(named.name, shape, plan, named.device)) return failures;
           CHECK(format != Format::float64 || plan.variant == Variant::stepwise, "%s: float64", named.name);
+          const bool sixteen = format == Format::float16 || format == Format::bfloat16;
+          CHECK(plan.tensor == (sixteen && plan.variant != Variant::stepwise), "%s: tensor cores", named.name);
+          CHECK(!plan.tensor || named.device.capability >= (format == Format::float16 ? 75 : 80), "%s: tensor cores",
+                named.name);
           for (Variant variant : {Variant::resident, Variant::cluster, Variant::persistent}) {
             const std::optional<Plan> other = plan_for(variant, shape, format, named.device);
             if (other && check_plan(named.name, shape, *other, named.device)) return failures;
@@ -125,6 +136,17 @@ int check_tiles() {
   return failures;
 }
 
+int check_tensor_tiles() {
+  for (const TensorTile& tile : kTensorTiles) {
+    CHECK(16 * tile.tiles() * tile.groups() == tile.columns && tile.groups() * tile.splits() == tile.warps,
+          "tile of %d: some warps have more", tile.columns);
+    CHECK(tile.values() * tile.finishers() == tile.sums() && tile.finishers() % 2 == 0, "tile of %d", tile.columns);
+    CHECK(4 * tile.held + 2 * tile.sums() <= (tile.threads() > 256 ? 128 : 255) - 40, "tile of %d: too many registers",
+          tile.columns);
+  }
+  return failures;
+}
+
 int check_limits() {
   const Device device = kDevices[1].device;
   int refused = 0;
@@ -149,7 +171,7 @@ int check_limits() {
 int main() {
   for (const Named& named : kDevices)
     if (check_device(named)) return 1;
-  if (check_choices() || check_tiles() || check_limits()) return 1;
+  if (check_choices() || check_tiles() || check_tensor_tiles() || check_limits()) return 1;
   std::printf("CUDA planner: %zu devices\n", std::size(kDevices));
   return 0;
 }

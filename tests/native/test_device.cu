@@ -37,9 +37,9 @@ cudaError_t launch_all(float* x, int* n, uint32_t* flags, half* h, bfloat16* b, 
   start(round_trip<half>, x, x, flags, 1);
   start(round_trip<bfloat16>, x, x, flags, 1);
   start(leftovers, x, x, flags);
-  start(multiply_states<TensorMultiply<half, 64, 8, 32>, 64>, h, x, x, n, 64, 1);
-  start(multiply_states<TensorMultiply<bfloat16, 128, 8, 32>, 128>, b, x, x, n, 64, 1);
-  start(multiply_states<TensorMultiply<float, 256, 16, 16>, 256>, x, x, x, n, 64, 1);
+  start(multiply_states<TensorMultiply<half, 64, 8, 32>>, h, x, x, n, 64, 1);
+  start(multiply_states<TensorMultiply<bfloat16, 128, 8, 32>>, b, x, x, n, 64, 1);
+  start(multiply_states<TensorMultiply<float, 256, 16, 16>>, x, x, x, n, 64, 1);
   config.cooperative = true;
   start(grid_recurrence<Bug::none>, x, x, x, x, flags, flags, 1, 64);
   config.cooperative = false;

@@ -123,6 +123,9 @@ inline float round_tf32(float x) {
 // Somewhere within the instruction's error: the exact value with all but 11 bits of its mantissa cut off.
 inline float tanh_approx(float x) { return __uint_as_float(__float_as_uint(std::tanh(x)) & ~0xfffu); }
 
+// Off by about as much as the instruction may be.
+inline float reciprocal_approx(float x) { return 1.0f / x * (1.0f + 0x1p-23f); }
+
 // ---- tensor cores ----
 
 template <class T>
