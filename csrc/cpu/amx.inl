@@ -78,7 +78,7 @@ class AmxKernel {
                    Packed* packed) {
     pack_pairs(w, group, transpose, panels, j, packed);
   }
-  int tallest(int /*width*/, int /*chains*/) const { return tallest_; }
+  int tallest(int /*width*/) const { return tallest_; }
 
   // Rows come in blocks of nearly one height; all tiles are as high as the highest block, or half of it.
   void prepare(int64_t rows) {

@@ -22,7 +22,7 @@ struct DotKernel {
                    Packed* packed) {
     pack_pairs(w, group, transpose, panels, j, packed);
   }
-  static int tallest(int width, int chains) { return max_tile_rows(width, chains); }
+  static int tallest(int width) { return max_tile_rows(width); }
   void prepare(int64_t /*rows*/) {}
   void multiply(const State* a, int64_t stride, int rows, const Packed* panel, int width, int chains, int64_t depth,
                 Sum* sums) {

@@ -17,7 +17,8 @@ RNN_EXT_INLINE Vec<T> finish(Vec<T> a, Vec<T> f) {
 // itself or the format the sums are computed in. The sums are padded to whole vectors, and so is the state, except
 // where State is 16 bits wide: its padding has to stay zero (pairs.inl).
 template <Epilogue E, class S, class State>
-void finish_row(const Compute<S>* sums, const S* input, const S* factor, State* state, S* output, int64_t columns) {
+RNN_EXT_INLINE void finish_row(const Compute<S>* sums, const S* input, const S* factor, State* state, S* output,
+                               int64_t columns) {
   using T = Compute<S>;
   constexpr int L = kLanes<T>;
   int64_t c = 0;

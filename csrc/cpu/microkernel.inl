@@ -19,8 +19,9 @@ constexpr int kPanelVectors = kAccumulators / kMaxTileRows;
 // 8 vectors; up to this many rows fit then.
 constexpr int kWidePanelVectors = 8;
 constexpr int kWidePanelRows = kAccumulators / kWidePanelVectors;
-// Up to this many vectors the whole of H is narrower than 8 accumulators at one row, and two chains
-// over k (even, odd) run side by side. A function of H alone: see the contract.
+// Up to this many vectors the whole of H is narrower than 8 accumulators at one row, and each sum is two chains over
+// k (even, odd): side by side in a tile of few rows, one after the other in a high one. A function of H alone: see the
+// contract.
 constexpr int kTwoChainVectors = 4;
 
 // Length of a sum's blocks: the sum of each is added to the total so far, which waits in C. One long chain of FMAs
@@ -40,48 +41,52 @@ template <class Inner>
 using MultiplyTile = void (*)(const typename Inner::Element* a, int64_t lda, const typename Inner::Element* panel,
                               int64_t depth, typename Inner::Sum* c);
 
-template <class Inner, int M, int NV, int Chains>
+// Of a sum's chains, `Together` are computed side by side.
+template <class Inner, int M, int NV, int Chains, int Together>
 void multiply_tile(const typename Inner::Element* a, int64_t lda, const typename Inner::Element* panel, int64_t depth,
                    typename Inner::Sum* c) {
   using T = typename Inner::Sum;
   constexpr int L = kLanes<T>;
   for (int64_t begin = 0; begin < depth; begin += kSumBlock) {
     const int64_t end = std::min(begin + kSumBlock, depth);
-    Vec<T> acc[Chains][M][NV] = {};
-    auto step = [&](int64_t k, int chain) __attribute__((always_inline)) {
-      Vec<T> p[NV];
+    for (int pass = 0; pass < Chains / Together; ++pass) {
+      Vec<T> acc[Together][M][NV] = {};
+      auto step = [&](int64_t k, int chain) __attribute__((always_inline)) {
+        Vec<T> p[NV];
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) p[v] = load(reinterpret_cast<const T*>(panel) + (k * NV + v) * L);
+        for (int v = 0; v < NV; ++v) p[v] = load(reinterpret_cast<const T*>(panel) + (k * NV + v) * L);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          const typename Inner::Element x = a[m * lda + k];
+#pragma GCC unroll 8
+          for (int v = 0; v < NV; ++v) acc[chain][m][v] = Inner::multiply_add(acc[chain][m][v], x, p[v]);
+        }
+      };
+      int64_t k = begin + pass;
+      for (; k + Together <= end; k += Chains) {
+        step(k, 0);
+        if constexpr (Together == 2) step(k + 1, 1);
+      }
+      if constexpr (Together == 2) {
+        if (k < end) step(k, 0);
+      }
+      const bool first = begin == 0 && pass == 0;
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const typename Inner::Element x = a[m * lda + k];
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) acc[chain][m][v] = Inner::multiply_add(acc[chain][m][v], x, p[v]);
-      }
-    };
-    int64_t k = begin;
-    for (; k + Chains <= end; k += Chains) {
-      step(k, 0);
-      if constexpr (Chains == 2) step(k + 1, 1);
-    }
-    if constexpr (Chains == 2) {
-      if (k < end) step(k, 0);
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) {
-        T* total = c + (m * NV + v) * L;
-        Vec<T> sum = acc[0][m][v];
-        if constexpr (Chains == 2) sum += acc[1][m][v];
-        store(total, begin == 0 ? sum : load(total) + sum);
+        for (int v = 0; v < NV; ++v) {
+          T* total = c + (m * NV + v) * L;
+          Vec<T> sum = acc[0][m][v];
+          if constexpr (Together == 2) sum += acc[1][m][v];
+          store(total, first ? sum : load(total) + sum);
+        }
       }
     }
   }
 }
 
-constexpr int max_tile_rows(int vectors, int chains) {
-  const int rows = kAccumulators / (vectors * chains);
+constexpr int max_tile_rows(int vectors) {
+  const int rows = kAccumulators / vectors;
   return rows < kMaxTileRows ? rows : kMaxTileRows;
 }
 
@@ -99,8 +104,8 @@ struct TileTable {
   }
   template <int M, int NV>
   constexpr void set() {
-    if constexpr (M * NV * Chains <= kAccumulators && (Chains == 1 || NV <= kTwoChainVectors))
-      tiles[M - 1][NV - 1] = multiply_tile<Inner, M, NV, Chains>;
+    if constexpr (M * NV <= kAccumulators && (Chains == 1 || NV <= kTwoChainVectors))
+      tiles[M - 1][NV - 1] = multiply_tile < Inner, M, NV, Chains, M * NV * Chains <= kAccumulators ? Chains : 1 > ;
   }
 };
 
@@ -128,7 +133,7 @@ struct VectorKernel {
   static void pack(const Weight<S>& w, int64_t group, bool transpose, const Panels& panels, int64_t j, Packed* packed) {
     pack_panel(w, group, transpose, panels, j, packed);
   }
-  static int tallest(int width, int chains) { return max_tile_rows(width, chains); }
+  static int tallest(int width) { return max_tile_rows(width); }
   // Before the tiles of a step in which `rows` rows are multiplied.
   void prepare(int64_t /*rows*/) {}
   void multiply(const State* a, int64_t stride, int rows, const Packed* panel, int width, int chains, int64_t depth,

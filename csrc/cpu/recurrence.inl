@@ -118,6 +118,44 @@ template <Epilogue E, class K>
   p.kept.data ? finish(p.kept) : finish(p.leak);
 }
 
+// One step of a segment: where its rows stand in the tensors, without their own offsets.
+template <class K>
+struct Step {
+  using S = typename K::Storage;
+  int64_t t;
+  const S *input, *factor;  // null where there is none
+  S* output;
+  typename K::State* current;  // states, the segment's first row
+  int64_t alive_before;        // rows that have a step before this one
+};
+
+// What follows the product for some columns of rows [begin, end), whose sums lie `pitch` apart. All rows in one call,
+// so that the tables of tanh are loaded into registers once.
+template <Epilogue E, class K>
+[[gnu::noinline]] void finish_rows(const Worker<K>& me, const Segment& seg, const Step<K>& step, int64_t begin,
+                                   int64_t end, typename K::Sum* sums, int64_t pitch, int64_t column, int64_t columns) {
+  using S = typename K::Storage;
+  const auto& p = me.problem;
+  if (p.masks_sums())
+    for (int64_t i = begin; i < end; ++i)
+      multiply_row(sums + (i - begin) * pitch, p.mask.at(seg.group, p.rows.batch_index(seg.row(i))) + column, columns);
+  typename K::State* const current = step.current + column;
+  if constexpr (may_leak(E)) {
+    if (p.leaks()) {
+      for (int64_t i = begin; i < end; ++i)
+        finish_leaky_state<E, K>(p, seg, step.t, i >= step.alive_before, i, sums + (i - begin) * pitch, column, columns,
+                                 current + i * me.stride);
+      return;
+    }
+  }
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t b = p.rows.batch_index(seg.row(i));
+    finish_row<E, S>(sums + (i - begin) * pitch, step.input ? step.input + b * p.input.row_stride + column : nullptr,
+                     step.factor ? step.factor + b * p.factor.row_stride + column : nullptr, current + i * me.stride,
+                     step.output + b * p.output.row_stride + column, columns);
+  }
+}
+
 template <Epilogue E, class K>
 void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* packed,
                  typename K::State* const states[2]) {
@@ -148,17 +186,8 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
 
     me.kernel.prepare(going);
 
+    const Step<K> step = {t, input, factor, output, current, alive_before};
     auto batch_index = [&](int64_t i) { return p.rows.batch_index(seg.row(i)); };
-    auto finish_state = [&](int64_t i, const Sum* row, int64_t column, int64_t columns) {
-      if constexpr (may_leak(E))
-        if (leaks)
-          return finish_leaky_state<E, K>(p, seg, t, i >= alive_before, i, row, column, columns,
-                                          current + i * me.stride + column);
-      const int64_t b = batch_index(i);
-      finish_row<E, S>(row, input ? input + b * p.input.row_stride + column : nullptr,
-                       factor ? factor + b * p.factor.row_stride + column : nullptr, current + i * me.stride + column,
-                       output + b * p.output.row_stride + column, columns);
-    };
 
     for (int64_t n = me.panel_begin; n < me.panel_end; ++n) {
       // Serpentine: odd steps go backwards, so that the panels used last, still in cache, come first.
@@ -169,23 +198,19 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
       const typename K::Packed* panel = packed + panels.offset(j);
 
       // As few tiles as fit the registers, all of nearly one height: a low tile wastes FMA slots.
-      const int tallest = me.kernel.tallest(width, me.chains);
+      const int tallest = me.kernel.tallest(width);
       const int64_t tiles = (going + tallest - 1) / tallest;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t i0 = tile * going / tiles, i1 = (tile + 1) * going / tiles;
         me.kernel.multiply(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, width, me.chains,
                            panels.depth, sums);
-        for (int64_t i = i0; i < i1; ++i) {
-          Sum* row = sums + (i - i0) * width * panels.lanes;
-          if (p.masks_sums()) multiply_row(row, p.mask.at(seg.group, batch_index(i)) + column, columns);
-          finish_state(i, row, column, columns);
-        }
+        finish_rows<E, K>(me, seg, step, i0, i1, sums, width * panels.lanes, column, columns);
       }
       for (int64_t i = going; i < alive; ++i) {
         std::fill(sums, sums + width * panels.lanes, Sum(0));
         if (p.seed_kind == Seed::product && !leaks)
           convert_row(sums, p.seed.at(seg.group, batch_index(i)) + column, columns);
-        finish_state(i, sums, column, columns);
+        finish_rows<E, K>(me, seg, step, i, i + 1, sums, 0, column, columns);
       }
     }
 
