@@ -127,6 +127,7 @@ struct Step {
   S* output;
   typename K::State* current;  // states, the segment's first row
   int64_t alive_before;        // rows that have a step before this one
+  int64_t going;               // rows that have a state to multiply; those after them begin here
 };
 
 // What follows the product for some columns of rows [begin, end), whose sums lie `pitch` apart. All rows in one call,
@@ -137,7 +138,7 @@ template <Epilogue E, class K>
   using S = typename K::Storage;
   const auto& p = me.problem;
   if (p.masks_sums())
-    for (int64_t i = begin; i < end; ++i)
+    for (int64_t i = begin; i < std::min(end, step.going); ++i)
       multiply_row(sums + (i - begin) * pitch, p.mask.at(seg.group, p.rows.batch_index(seg.row(i))) + column, columns);
   typename K::State* const current = step.current + column;
   if constexpr (may_leak(E)) {
@@ -181,12 +182,12 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
     S* output = p.output.at(p.rows, t) + group_column;
 
     const int64_t alive = seg.alive(p.rows, t);
-    // Rows that have a state to multiply; the others begin here, from a ready product or from zero.
+    // The other rows begin here, from a ready product or from zero.
     const int64_t going = p.seed_kind == Seed::state ? alive : std::min(alive, alive_before);
 
     me.kernel.prepare(going);
 
-    const Step<K> step = {t, input, factor, output, current, alive_before};
+    const Step<K> step = {t, input, factor, output, current, alive_before, going};
     auto batch_index = [&](int64_t i) { return p.rows.batch_index(seg.row(i)); };
 
     for (int64_t n = me.panel_begin; n < me.panel_end; ++n) {
