@@ -68,7 +68,7 @@ class Precision:
 
     Attributes:
         dtype: of all tensors.
-        tf32: whether PyTorch may multiply float32 in TF32.
+        tf32: whether float32 may be multiplied in TF32.
         tolerance: how far results may lie apart, relative to the largest element: some tens of the format's roundings,
             since a gradient sums over all steps, and the loop of torch ops rounds that sum at each.
     """
@@ -191,7 +191,7 @@ def this_machine() -> Machine:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Allows TF32, or not, to PyTorch's GEMMs and to cuDNN alike."""
+    """Allows TF32, or not, to PyTorch's GEMMs, to rnn_ext, which goes by the same switch, and to cuDNN."""
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     try:
@@ -216,14 +216,14 @@ def measure(machine: Machine, shape: Shape, mode: str, precision: Precision, sec
         able, failed = contestants(problem, peers, precision.tolerance)
         calls = {name: contestant.run for name, contestant in able.items()}
         samples = take_turns(calls, seconds=seconds, settle=machine.settle, timer=machine.timer)
-    plan = rnn_ext.explain(
-        shape.time,
-        shape.batch,
-        shape.hidden_size,
-        groups=shape.directions,
-        dtype=precision.dtype,
-        device=machine.explained_as,
-    )
+        plan = rnn_ext.explain(
+            shape.time,
+            shape.batch,
+            shape.hidden_size,
+            groups=shape.directions,
+            dtype=precision.dtype,
+            device=machine.explained_as,
+        )
     row = {**report.row(shape, mode, samples, failed), "precision": str(precision), "plan": plan}
     if precision.dtype == torch.float32 and not precision.tf32:
         row["limit"] = machine.floor(shape, mode)

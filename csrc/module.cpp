@@ -7,6 +7,7 @@
 #include "cpu/isa.h"
 #include "cpu/planner.h"
 #include "cuda/planner.h"
+#include "cuda/tf32.h"
 
 namespace py = pybind11;
 
@@ -70,6 +71,7 @@ py::dict cuda_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, 
   using rnn_ext::cuda::Format;
   const std::map<std::string, Format> formats = {{"float64", Format::float64},
                                                  {"float32", Format::float32},
+                                                 {"tf32", Format::tf32},
                                                  {"float16", Format::float16},
                                                  {"bfloat16", Format::bfloat16}};
   const rnn_ext::cuda::Plan plan =
@@ -90,10 +92,18 @@ py::dict cuda_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, 
 
 }  // namespace
 
+// Called by ops, which Python's lock does not cover.
+bool rnn_ext::cuda::tf32_is_allowed() {
+  const py::gil_scoped_acquire lock;
+  const py::object matmul = py::module_::import("torch").attr("backends").attr("cuda").attr("matmul");
+  return matmul.attr("fp32_precision").cast<std::string>() == "tf32";
+}
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Introspection of the rnn_ext kernels; importing it registers the ops torch.ops.rnn_ext.*";
   m.def("build_info", &build_info);
   m.def("cpu_capability", &cpu_capability);
+  m.def("tf32_is_allowed", &rnn_ext::cuda::tf32_is_allowed);
   m.def("cpu_plan", &cpu_plan, py::arg("time"), py::arg("batch"), py::arg("groups"), py::arg("hidden"),
         py::arg("dtype"), py::arg("threads"));
   m.def("cuda_plan", &cuda_plan, py::arg("time"), py::arg("batch"), py::arg("groups"), py::arg("hidden"),

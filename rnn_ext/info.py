@@ -58,7 +58,7 @@ def explain(
         dtype: one that has a kernel (``build_info()["dtypes"]``).
         threads: on the CPU, at most how many; default ``torch.get_num_threads()``.
         device: "cpu", "cuda" for the current GPU, or the name of a GPU that need not be here: "T4", "A100",
-            "RTX 4090", "H100", "B200".
+            "RTX 4090", "H100", "B200". There float32 is TF32 where ``torch.backends.cuda.matmul`` lets it be.
 
     Returns:
         A few lines of text.
@@ -104,7 +104,8 @@ def _explain_cuda(time: int, batch: int, groups: int, hidden: int, dtype: torch.
         gpu = _GPUS[device]
     else:
         raise ValueError(f"device must be one of {', '.join(sorted(_GPUS))}, got {device!r}")
-    plan = _C.cuda_plan(time, batch, groups, hidden, str(dtype).removeprefix("torch."), *gpu)
+    name = "tf32" if dtype == torch.float32 and _C.tf32_is_allowed() else str(dtype).removeprefix("torch.")
+    plan = _C.cuda_plan(time, batch, groups, hidden, name, *gpu)
     return (
         f"recurrence T={time} B={batch} G={groups} H={hidden} {dtype} on {device}: {plan['variant']} kernel\n"
         f"  shared    {plan['shared_bytes'] / 2**10:.1f} KiB of {gpu[2] / 2**10:.1f}\n"

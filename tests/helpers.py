@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,6 +40,18 @@ def assert_as_accurate(ours: Tensor, theirs: Tensor, exact: Tensor, what: str, s
         f"{what}: shape {tuple(ours.shape)}, element {worst} is off by {our_error.flatten()[worst].item():.3g}, "
         f"PyTorch in {ours.dtype} by at most {their_error:.3g}"
     )
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """PyTorch's switch for its products on."""
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    switch.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
 
 
 def cell_loop(

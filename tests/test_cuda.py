@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import assert_as_accurate
+from helpers import assert_as_accurate, tf32
 from hypothesis import given, settings
 from problems import Problem, problems
-from torch import nn
+from torch import Tensor, nn
 
 import rnn_ext
 from rnn_ext import ops, reference
@@ -70,6 +70,53 @@ def test_a_module_trains_as_on_the_cpu(bidirectional: bool) -> None:
 def test_gradgradcheck() -> None:
     u, w = (torch.randn(*s, dtype=torch.float64, device=DEVICE, requires_grad=True) for s in ((3, 2, 4), (4, 4)))
     assert torch.autograd.gradgradcheck(lambda u, w: ops.recurrence(u, None, w)[0], (u, w))
+
+
+def rounded(x: Tensor) -> Tensor:
+    """The nearest of TF32's numbers, ties away from zero, in float64."""
+    return ((x.float().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32).double()
+
+
+# So many rows that tensor cores gain on every device: what multiply-adds make of them takes two turns or more.
+ROWS, HIDDEN = 1024, 128
+
+
+def test_tf32_is_pytorchs_to_allow() -> None:
+    g = torch.Generator().manual_seed(0)
+    u = torch.randn(2, ROWS, HIDDEN, generator=g)
+    w = torch.randn(HIDDEN, HIDDEN, generator=g) / HIDDEN**0.5
+    h = u.new_zeros(ROWS, HIDDEN).double()
+    expected = torch.stack([h := torch.tanh(x.double() + rounded(h) @ rounded(w).T) for x in u])
+
+    def run() -> Tensor:
+        return ops.recurrence(u.to(DEVICE), None, w.to(DEVICE))[0].cpu()
+
+    exact = run()
+    with tf32():
+        got = run()
+    assert torch.equal(run(), exact)
+    # Two rounded factors in each of H products are off by much more than float32's sums, which here have T = 2 steps to
+    # add up and now and then tip a state to the next of TF32's numbers: one of H, by 2^-10, times |w| < 1.
+    assert (exact - expected).abs().max() > 1e-4
+    assert (got - expected).abs().max() < 2**-10
+
+
+def test_tf32_is_asked_for_when_a_call_runs() -> None:
+    u = torch.randn(2, ROWS, HIDDEN, device=DEVICE, requires_grad=True)
+    w = torch.randn(HIDDEN, HIDDEN, device=DEVICE) / HIDDEN**0.5
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def compiled(u: Tensor) -> Tensor:
+        return ops.recurrence(u, None, w)[0].sin()
+
+    for function in (compiled, lambda u: ops.recurrence(u, None, w)[0].sin()):
+        h = function(u)
+        (exact,) = torch.autograd.grad(h.sum(), u, retain_graph=True)
+        with tf32():
+            (gradient,) = torch.autograd.grad(h.sum(), u)
+            assert 1e-5 < (gradient - exact).abs().max() < 0.1
+            assert 1e-5 < (function(u) - h).abs().max() < 0.1
+        assert torch.equal(function(u), h)
 
 
 @pytest.mark.skipif(EMULATED, reason="needs a GPU: the emulator has no streams and no graphs")

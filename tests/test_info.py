@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from helpers import tf32
 
 import rnn_ext
 
@@ -59,6 +60,10 @@ def test_explain_cuda() -> None:
     assert "cluster kernel" in rnn_ext.explain(100, 16, 512, device="H100")
     assert "persistent kernel" in rnn_ext.explain(100, 16, 1024, device="A100")
     assert "stepwise kernel" in rnn_ext.explain(100, 1, 100, device="A100", dtype=torch.float64)
+    assert "tensor cores" not in rnn_ext.explain(100, 1024, 128, device="A100")
+    with tf32():
+        assert "with tensor cores in TF32" in rnn_ext.explain(100, 1024, 128, device="A100")
+        assert "tensor cores" not in rnn_ext.explain(100, 1024, 128, device="T4")
     assert "W at H = 8192 does not fit the device" in rnn_ext.explain(100, 1, 8192, device="T4")
     with pytest.raises(ValueError, match="device must be one of A100, B200, H100, RTX 4090, T4, got 'P100'"):
         rnn_ext.explain(1, 1, 1, device="P100")

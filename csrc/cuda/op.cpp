@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "cuda/kernels.h"
+#include "cuda/tf32.h"
 #include "op.h"
 
 namespace rnn_ext::cuda {
@@ -55,6 +56,14 @@ std::optional<Tensor> to_device(const OwnedRows& rows, int64_t batch, const Tens
   return arrays;
 }
 
+// float32 is TF32 where the user lets it be, at this call: a backward pass and a compiled graph ask when they run.
+template <class T>
+Format allowed_format() {
+  if constexpr (kFormat<T> == Format::float32)
+    if (tf32_is_allowed()) return Format::tf32;
+  return kFormat<T>;
+}
+
 template <class T>
 void run_on_device(const Call& c, const Shape& shape, const OwnedRows& rows, const Tensor& output, const Tensor& last) {
   // The emulator's device is the CPU, which has no number.
@@ -64,7 +73,7 @@ void run_on_device(const Call& c, const Shape& shape, const OwnedRows& rows, con
   problem.direction = c.direction.data();
   problem.rows = rows.view();
   const std::optional<Tensor> arrays = to_device(rows, shape.batch, output, problem.rows);
-  const Plan plan = make_plan(shape, kFormat<T>, this_device());
+  const Plan plan = make_plan(shape, allowed_format<T>(), this_device());
   // PyTorch hands it to nobody else before the launches, which are on its current stream, are through with it.
   std::optional<Tensor> workspace;
   if (plan.workspace_bytes) workspace = empty(output, {plan.workspace_bytes / static_cast<int64_t>(sizeof(T))});

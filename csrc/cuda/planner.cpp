@@ -8,18 +8,20 @@ namespace rnn_ext::cuda {
 namespace {
 
 // The model: cycles of a step, the longest way through it. Multiply-adds at the rate of a multiprocessor's lanes or of
-// its tensor cores (an A100's, in 16 bits), or
-// what it reads from shared memory at 128 bytes a cycle, whichever is longer; and what no width shortens. Those are
-// orders of magnitude, for a choice between variants that differ by more: kFinish is what the compiler's schedule says
-// of sums, tanh and the barrier (docs/cuda.md); a cluster's barrier and stores, a flag through L2 and a launch are a
-// fraction of a microsecond, one to two, and two to three on the devices that have been written about.
-constexpr double kLanes = 128, kTensorRate = 1024, kSharedBytesPerCycle = 128, kFinish = 500, kCluster = 700,
-                 kDevice = 2500, kLaunch = 5000, kMemory = 700;
+// its tensor cores (an A100's, in 16 bits; half of that in TF32), or what it reads from shared memory at 128 bytes a
+// cycle, whichever is longer; and what no width shortens. Those are orders of magnitude, for a choice between variants
+// that differ by more: kFinish and kTensorFinish are what the compiler's schedule says of sums, tanh and the barrier
+// (docs/cuda.md), of tensor cores' sums through shared memory and of up to four values for each thread; a cluster's
+// barrier and stores, a flag through L2 and a launch are a fraction of a microsecond, one to two, and two to three on
+// the devices that have been written about.
+constexpr double kLanes = 128, kTensorRate = 1024, kSharedBytesPerCycle = 128, kFinish = 500, kTensorFinish = 1200,
+                 kCluster = 700, kDevice = 2500, kLaunch = 5000, kMemory = 700;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One of the tiles of either kind, with as many rows of the batch at once.
 struct Cut {
   bool tensor;
+  int element_bytes;  // of the states, in shared memory and on their way there
   int tile, columns, threads, rows, values, state_bytes;
   int64_t multiply_bytes;  // of shared memory, beyond the states
   double cycles;           // of those rows through a block
@@ -31,8 +33,8 @@ struct Cut {
   }
 };
 
-double tile_cycles(double products, double rate, int64_t bytes) {
-  return std::max(products / rate, static_cast<double>(bytes) / kSharedBytesPerCycle) + kFinish;
+double tile_cycles(double products, double rate, int64_t bytes, double finish) {
+  return std::max(products / rate, static_cast<double>(bytes) / kSharedBytesPerCycle) + finish;
 }
 
 Cut float_cut(int index, int rows, int64_t hidden) {
@@ -41,6 +43,7 @@ Cut float_cut(int index, int rows, int64_t hidden) {
   // Each warp reads all of the states, or as many of its threads as share a slice the same part of them at once.
   const int64_t states = 4 * depth * rows * (tile.threads() / 32);
   return {false,
+          4,
           index,
           tile.columns,
           tile.threads(),
@@ -48,7 +51,7 @@ Cut float_cut(int index, int rows, int64_t hidden) {
           tile.values(rows),
           4 * tile.stride(hidden, rows),
           weights,
-          tile_cycles(static_cast<double>(tile.columns * depth * rows), kLanes, weights + states)};
+          tile_cycles(static_cast<double>(tile.columns * depth * rows), kLanes, weights + states, kFinish)};
 }
 
 Cut tensor_cut(int index, int64_t hidden, int bytes) {
@@ -57,15 +60,17 @@ Cut tensor_cut(int index, int64_t hidden, int bytes) {
   // A group of warps reads all of the states, each its part of the depth; and sums are written and read.
   const int64_t states = bytes * depth * TensorTile::kRows * tile.groups(), sums = 2 * 4 * tile.handed();
   const double products = static_cast<double>(tile.columns * depth * TensorTile::kRows);
-  return {true,
-          index,
-          tile.columns,
-          tile.threads(),
-          TensorTile::kRows,
-          tile.values(),
-          bytes * tile.stride(hidden, bytes),
-          tile.multiply_bytes(hidden, bytes),
-          tile_cycles(products, kTensorRate, tile.weight_bytes(hidden, bytes) + states + sums)};
+  return {
+      true,
+      bytes,
+      index,
+      tile.columns,
+      tile.threads(),
+      TensorTile::kRows,
+      tile.values(),
+      bytes * tile.stride(hidden, bytes),
+      tile.multiply_bytes(hidden, bytes),
+      tile_cycles(products, kTensorRate * 2 / bytes, tile.weight_bytes(hidden, bytes) + states + sums, kTensorFinish)};
 }
 
 std::string plural(int64_t n, const char* what) { return std::to_string(n) + ' ' + what + (n == 1 ? "" : "s"); }
@@ -90,7 +95,7 @@ std::optional<Plan> team_plan(Variant variant, const Cut& cut, int64_t rows, con
   if (persistent) {
     const int64_t width = int64_t{plan.blocks} * cut.columns;
     plan.workspace_bytes =
-        flag_bytes(plan.teams * plan.blocks) + int64_t{cut.tensor ? 2 : 4} * plan.teams * 2 * plan.rows * width;
+        flag_bytes(plan.teams * plan.blocks) + int64_t{cut.element_bytes} * plan.teams * 2 * plan.rows * width;
   }
   const double exchange = variant == Variant::resident ? 0 : variant == Variant::cluster ? kCluster : kDevice;
   const double tiles = static_cast<double>(rows / cut.rows) * cut.cycles;
@@ -99,7 +104,10 @@ std::optional<Plan> team_plan(Variant variant, const Cut& cut, int64_t rows, con
               : variant == Variant::cluster ? "cluster, W in a cluster's registers and shared memory: "
                                             : "persistent, W in the registers and shared memory of many blocks: ") +
              plural(items, "part") + " of " + plural(rows, "row") + ", each " + plural(plan.blocks, "block") + " of " +
-             plural(plan.threads, "thread") + (cut.tensor ? " with tensor cores" : "") +
+             plural(plan.threads, "thread") +
+             (!cut.tensor              ? ""
+              : cut.element_bytes == 4 ? " with tensor cores in TF32"
+                                       : " with tensor cores") +
              (items > at_once ? ", " + std::to_string(at_once) + " at a time" : "");
   return plan;
 }
@@ -139,7 +147,7 @@ std::vector<Cut> cuts_of(Variant variant, const Shape& shape, Format format, con
     const int end = variant == Variant::resident  ? kResidentTensorTiles
                     : variant == Variant::cluster ? kClusterTensorTile + 1
                                                   : kNarrowTensorTile + 1;
-    for (int tile = first; tile < end; ++tile) cuts.push_back(tensor_cut(tile, shape.hidden, 2));
+    for (int tile = first; tile < end; ++tile) cuts.push_back(tensor_cut(tile, shape.hidden, tensor_bytes(format)));
   }
   // A block that is a team of its own has all columns, and no more than it needs.
   const int most = variant == Variant::cluster ? device.cluster_blocks : variant == Variant::resident ? 1 : INT32_MAX;
@@ -186,8 +194,10 @@ Plan make_plan(const Shape& shape, Format format, const Device& device) {
   at_most("G", shape.groups, kMaxGroups);
   at_most("H", shape.hidden, INT32_MAX / 64);
   std::optional<Plan> best;
-  for (Variant variant : {Variant::resident, Variant::cluster, Variant::persistent})
+  for (Variant variant : {Variant::resident, Variant::cluster, Variant::persistent}) {
+    if (format == Format::tf32) keep_better(best, plan_for(variant, shape, Format::float32, device));
     keep_better(best, plan_for(variant, shape, format, device));
+  }
   Plan stepwise = stepwise_plan(shape, device);
   if (best && best->cycles <= stepwise.cycles) return *best;
   stepwise.why += format == Format::float64 ? "float64"

@@ -27,8 +27,12 @@ constexpr int cluster_blocks(int capability) {
   return capability < 90 ? 0 : capability < 110 ? 2 * kPortableCluster : kPortableCluster;
 }
 
-// What the states and W are, and what multiplies them.
+// What the states and W are, and what multiplies them. tf32: float32, multiplied by tensor cores, which take 10 bits of
+// each factor's mantissa.
 enum class Format : int { float64, float32, tf32, float16, bfloat16 };
+
+// The bytes of an element that tensor cores multiply.
+constexpr int tensor_bytes(Format format) { return format == Format::tf32 ? 4 : 2; }
 
 enum class Variant : int {
   resident,    // W in one block's registers and shared memory for the whole sequence
@@ -127,7 +131,8 @@ struct TensorTile {
 };
 
 // The first are `resident`'s, with all of W in registers, or of the third three quarters. A block of the fourth, for
-// clusters, has it up to H = 384, one of the fifth up to 768, one of the last up to 1536. With more, nvcc spills.
+// clusters, has it up to H = 384, one of the fifth up to 768, one of the last up to 1536. With more, nvcc spills. TF32
+// has half of that: all at H = 64 and 128, of the third three eighths, and in teams up to 192, 384 and 768.
 constexpr TensorTile kTensorTiles[] = {{64, 8, 4}, {128, 8, 16}, {256, 16, 12}, {128, 8, 24}, {64, 8, 24}, {32, 8, 24}};
 constexpr int kResidentTensorTiles = 3, kClusterTensorTile = 3, kWideTensorTile = 4, kNarrowTensorTile = 5;
 
@@ -149,10 +154,11 @@ struct Plan {
   std::string why;
 };
 
-// A variant's best plan for sizes that kernels can count, or none where it cannot have the problem.
+// A variant's best plan for sizes that kernels can count, or none where it cannot have the problem. In TF32: one with
+// tensor cores.
 std::optional<Plan> plan_for(Variant variant, const Shape& shape, Format format, const Device& device);
 
-// The fastest of those, by the model. Throws std::invalid_argument for sizes that kernels cannot count: T and H near
+// The fastest of those, by the model; where TF32 is allowed, of those in float32 as well. Throws std::invalid_argument for sizes that kernels cannot count: T and H near
 // 2^31, B over two million, more than kMaxGroups groups.
 Plan make_plan(const Shape& shape, Format format, const Device& device);
 

@@ -47,10 +47,10 @@ cudaError_t run_with(const DeviceProblem<T>& problem, const Plan& plan, void* wo
                            : launch_sequence<T, Multiply, Exchange, false, kOneTile>(problem, plan, workspace, stream);
 }
 
-// float32: one row at a time, or tiles of them. 16 bits: tiles for tensor cores.
-template <class T, int kTile, template <class> class Exchange>
+// By tensor cores: tiles of their rows, float32 in TF32. By multiply-adds: one row at a time, or tiles of them.
+template <class T, bool kTensor, int kTile, template <class> class Exchange>
 cudaError_t run_tile(const DeviceProblem<T>& problem, const Plan& plan, void* workspace, cudaStream_t stream) {
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (kTensor) {
     constexpr TensorTile tile = kTensorTiles[kTile];
     using Multiply = TensorMultiply<T, tile.columns, tile.warps, tile.held>;
     return run_with < T, Multiply, Exchange, kTile<kResidentTensorTiles>(problem, plan, workspace, stream);
@@ -63,11 +63,23 @@ cudaError_t run_tile(const DeviceProblem<T>& problem, const Plan& plan, void* wo
 }
 
 // The kernel of plan.tile, of those from kTile to kLast.
-template <class T, template <class> class Exchange, int kTile, int kLast>
+template <class T, bool kTensor, template <class> class Exchange, int kTile, int kLast>
 cudaError_t run_team(const DeviceProblem<T>& problem, const Plan& plan, void* workspace, cudaStream_t stream) {
   if constexpr (kTile < kLast)
-    if (plan.tile != kTile) return run_team<T, Exchange, kTile + 1, kLast>(problem, plan, workspace, stream);
-  return run_tile<T, kTile, Exchange>(problem, plan, workspace, stream);
+    if (plan.tile != kTile) return run_team<T, kTensor, Exchange, kTile + 1, kLast>(problem, plan, workspace, stream);
+  return run_tile<T, kTensor, kTile, Exchange>(problem, plan, workspace, stream);
+}
+
+// Any variant but `stepwise`.
+template <class T, bool kTensor>
+cudaError_t run_teams(const DeviceProblem<T>& problem, const Plan& plan, void* workspace, cudaStream_t stream) {
+  constexpr int kResident = (kTensor ? kResidentTensorTiles : kResidentTiles) - 1;
+  constexpr int kCluster = kTensor ? kClusterTensorTile : kWideTile, kWide = kTensor ? kWideTensorTile : kWideTile;
+  switch (plan.variant) {
+    case Variant::resident: return run_team<T, kTensor, WithinBlock, 0, kResident>(problem, plan, workspace, stream);
+    case Variant::cluster: return run_tile<T, kTensor, kCluster, WithinCluster>(problem, plan, workspace, stream);
+    default: return run_team<T, kTensor, AcrossDevice, kWide, kWide + 1>(problem, plan, workspace, stream);
+  }
 }
 
 template <class T>
@@ -96,16 +108,11 @@ cudaError_t run_on(const DeviceProblem<T>& problem, const Plan& plan, void* work
   if (shape.time == 0) return launch(rows, copy_seed_to_last<T>, problem);
   if (problem.rows.length && problem.rows.padded())
     if (const cudaError_t error = launch(rows, clear_ended<T>, problem)) return error;
-  if constexpr (sizeof(T) < 8) {
-    constexpr bool kTensor = sizeof(T) == 2;
-    constexpr int kResident = (kTensor ? kResidentTensorTiles : kResidentTiles) - 1;
-    constexpr int kCluster = kTensor ? kClusterTensorTile : kWideTile, kWide = kTensor ? kWideTensorTile : kWideTile;
-    switch (plan.variant) {
-      case Variant::resident: return run_team<T, WithinBlock, 0, kResident>(problem, plan, workspace, stream);
-      case Variant::cluster: return run_tile<T, kCluster, WithinCluster>(problem, plan, workspace, stream);
-      case Variant::persistent: return run_team<T, AcrossDevice, kWide, kWide + 1>(problem, plan, workspace, stream);
-      case Variant::stepwise: break;
-    }
+  if (plan.variant != Variant::stepwise) {
+    if constexpr (sizeof(T) == 2) return run_teams<T, true>(problem, plan, workspace, stream);
+    if constexpr (sizeof(T) == 4)
+      return plan.tensor ? run_teams<T, true>(problem, plan, workspace, stream)
+                         : run_teams<T, false>(problem, plan, workspace, stream);
   }
   return run_stepwise(problem, alive_at, stream);
 }

@@ -53,6 +53,14 @@ struct Format<half> : Format16<half, 10, 5> {};
 template <>
 struct Format<bfloat16> : Format16<bfloat16, 7, 8> {};
 
+// The nearest number of TF32, ties away from zero, by the definition of the format alone.
+inline long double nearest_tf32(long double x) {
+  int exponent = 0;
+  frexpl(x, &exponent);
+  const int unit = exponent - 11;  // of the last of 10 places behind the leading bit
+  return std::isfinite(x) ? ldexpl(roundl(ldexpl(x, -unit)), unit) : x;
+}
+
 template <class T>
 struct Case {
   Shape shape;
@@ -61,6 +69,7 @@ struct Case {
   Seed seed_kind;
   bool transpose;
   bool no_input;
+  bool tf32 = false;  // whether what M multiplies, and W, are rounded so
   std::vector<int64_t> direction, length, alive_at, packed_at, order;
   int64_t row_count = 0;  // rows of a sequence tensor
   std::vector<T> weight, input, factor, seed, mask, leak;
@@ -164,13 +173,14 @@ Problem<T> problem_of(const Case<T>& c, Result<T>& r) {
   return p;
 }
 
-// docs/mathematics.md, (R) and (L), as they stand there, each state rounded to the format.
+// docs/mathematics.md, (R) and (L), as they stand there, each state rounded to the format; in TF32 what is multiplied.
 template <class T>
 Result<long double> expected(const Case<T>& c) {
   const Shape& s = c.shape;
   const auto value = Format<T>::value;
+  const auto factor_of = [&](long double x) { return c.tf32 ? nearest_tf32(x) : x; };
   Result<long double> r{std::vector<long double>(c.row_count * c.columns()), std::vector<long double>(c.seed.size())};
-  std::vector<long double> state(s.hidden), next(s.hidden);
+  std::vector<long double> state(s.hidden), taken(s.hidden), next(s.hidden);
   for (int64_t g = 0; g < s.groups; ++g) {
     const T* w = c.weight.data() + g * s.hidden * s.hidden;
     for (int64_t b = 0; b < s.batch; ++b) {
@@ -190,15 +200,18 @@ Result<long double> expected(const Case<T>& c) {
         const int64_t from = scaled && n > 0 ? c.row(forward ? t - 1 : t + 1, b) * c.columns() + g * s.hidden : at;
         // M = W diag(mask) or its transpose; a 16-bit state is rounded when it is masked or scaled.
         auto multiplied = [&](int64_t k) {
-          if (!scaled && (c.transpose || c.mask.empty())) return state[k];
+          if (!scaled && (c.transpose || c.mask.empty())) return factor_of(state[k]);
           const long double changed = state[k] * (scaled ? value(c.factor[from + k]) : mask(k));
-          return sizeof(T) == 2 ? static_cast<long double>(value(Format<T>::nearest(changed))) : changed;
+          return sizeof(T) == 2 ? static_cast<long double>(value(Format<T>::nearest(changed))) : factor_of(changed);
         };
+        for (int64_t k = 0; k < s.hidden; ++k) taken[k] = multiplied(k);
         for (int64_t j = 0; j < s.hidden; ++j) {
           const bool seeded = n == 0 && c.seed_kind == Seed::product;
           long double sum = seeded ? value(seed[j]) : 0;
           for (int64_t k = 0; k < s.hidden && !seeded; ++k)
-            sum += (c.transpose ? mask(j) * value(w[k * s.hidden + j]) : value(w[j * s.hidden + k])) * multiplied(k);
+            sum += (c.transpose ? mask(j) * factor_of(value(w[k * s.hidden + j]))
+                                : factor_of(value(w[j * s.hidden + k]))) *
+                   taken[k];
           const long double in = c.no_input ? 0 : value(c.input[at + j]), a = in + sum, f = value(c.factor[at + j]);
           switch (c.epilogue) {
             case Epilogue::tanh: next[j] = tanhl(a); break;
@@ -229,9 +242,11 @@ int compare(const std::vector<T>& got, const std::vector<long double>& want, con
             const char* how) {
   // A sum of H products of size 1/sqrt(H) each, over T steps that at most pass an error on (|phi'| <= 1, and
   // W near orthogonal): H roundings a step, T steps, relative to states of size up to about 10. In 16 bits sums have
-  // float's error, and a state that it tips to the other side is off by one place of the format.
-  const double roundings = sizeof(T) == 2 ? 2 : 10 * (c.shape.hidden + 4);
-  const double bound = roundings * (c.shape.time + 1) * Format<T>::epsilon();
+  // float's error, and a state that it tips to the other side is off by one place of the format; so it is in TF32 to
+  // whoever multiplies it, of 10 places.
+  const bool tips = sizeof(T) == 2 || c.tf32;
+  const double roundings = tips ? 2 : 10 * (c.shape.hidden + 4);
+  const double bound = roundings * (c.shape.time + 1) * (c.tf32 ? std::ldexp(1.0, -10) : Format<T>::epsilon());
   double scale = 1;
   for (long double x : want) scale = std::max<double>(scale, std::abs(static_cast<double>(x)));
   for (size_t i = 0; i < got.size(); ++i)

@@ -51,24 +51,25 @@ Result<T> run(const Case<T>& c, const cuda::Plan& plan, std::string& error) {
 }
 
 // Every plan that a device offers for the shape, and `resident` with more than a row in a block.
-template <class T>
-std::vector<cuda::Plan> plans(const Shape& shape) {
+std::vector<cuda::Plan> plans(const Shape& shape, cuda::Format format) {
   // With room for all, a row each; and with so few multiprocessors that rows have to share them, and teams take turns.
   const int64_t blocks = (shape.hidden + 31) / 32;
   const cuda::Device roomy = {90, 10000, 232448, 16}, crowded = {90, static_cast<int>(blocks), 166912, 8};
   std::vector<cuda::Plan> found;
   for (const cuda::Device& device : {roomy, crowded})
     for (auto variant : {cuda::Variant::resident, cuda::Variant::cluster, cuda::Variant::persistent})
-      if (std::optional<cuda::Plan> plan = plan_for(variant, shape, cuda::kFormat<T>, device)) found.push_back(*plan);
+      if (std::optional<cuda::Plan> plan = plan_for(variant, shape, format, device)) found.push_back(*plan);
   found.erase(std::remove_if(found.begin(), found.end(),
                              [](const cuda::Plan& p) { return int64_t{p.teams} * p.blocks * p.threads > kThreads; }),
               found.end());
-  found.push_back(*plan_for(cuda::Variant::stepwise, shape, cuda::kFormat<T>, roomy));
+  // In TF32 there is none but float32's.
+  if (format != cuda::Format::tf32) found.push_back(*plan_for(cuda::Variant::stepwise, shape, format, roomy));
   return found;
 }
 
 template <class T>
-int check_random(unsigned seed, const std::vector<cuda_emulator::Schedule>& schedules) {
+int check_random(unsigned seed, const std::vector<cuda_emulator::Schedule>& schedules,
+                 cuda::Format format = cuda::kFormat<T>) {
   std::mt19937 random(seed);
   constexpr int64_t kHidden[] = {1, 3, 5, 16, 31, 32, 33, 40, 64, 65, 100, 127, 128, 129, 200, 256, 257};
   Shape shape = {static_cast<int64_t>(random() % 6), static_cast<int64_t>(1 + random() % 7),
@@ -76,9 +77,10 @@ int check_random(unsigned seed, const std::vector<cuda_emulator::Schedule>& sche
   if (shape.hidden > 130) shape.batch = std::min<int64_t>(shape.batch, 3);
   // More rows than a tile of the stepwise kernel has, now and then.
   if (shape.hidden < 8 && random() % 3 == 0) shape.batch += kMoreRows;
-  const Case<T> c(shape, seed);
+  Case<T> c(shape, seed);
+  c.tf32 = format == cuda::Format::tf32;
   const Result<long double> want = expected(c);
-  for (const cuda::Plan& plan : plans<T>(shape)) {
+  for (const cuda::Plan& plan : plans(shape, format)) {
     cuda_emulator::schedule() = schedules[random() % schedules.size()];
     const std::string how = plan.why + ", " + cuda_emulator::schedule().describe();
     std::string error;
@@ -96,8 +98,9 @@ int main() {
   const std::vector<cuda_emulator::Schedule> schedules = cuda_emulator::all_schedules(3);
   for (unsigned seed = 0; seed < kCases; ++seed)
     if (check_random<float>(seed, schedules) || check_random<double>(seed + 10000, schedules) ||
-        check_random<half>(seed + 20000, schedules) || check_random<bfloat16>(seed + 30000, schedules))
+        check_random<half>(seed + 20000, schedules) || check_random<bfloat16>(seed + 30000, schedules) ||
+        check_random<float>(seed + 40000, schedules, cuda::Format::tf32))
       return 1;
-  std::printf("CUDA recurrence: %u random problems in four dtypes on every variant\n", kCases);
+  std::printf("CUDA recurrence: %u random problems in four dtypes, and in TF32, on every variant\n", kCases);
   return failures != 0;
 }
