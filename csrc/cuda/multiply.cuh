@@ -4,7 +4,8 @@
 //            its slice of the columns k, which come in chunks of four: chunk q of slice p is k = (q * slices + p) * 4 +
 //            ... So the slices of a warp read neighbouring 16 bytes of a state, all banks once.
 //   sums     each thread has rows * outputs partial sums; its slices add them up and scatter them in one butterfly,
-//            after which every thread has whole sums of its own to finish.
+//            after which every thread has whole sums of its own to finish. A thread counts its outputs from those that
+//            will be its own, so that of two halves it gives the second away: no lane has to ask which.
 #pragma once
 
 #include "cuda/planner.h"
@@ -13,22 +14,22 @@
 namespace rnn_ext::cuda {
 
 // Adds v up over the kSpan * 2 lanes that differ in the bits of kSpan * 2 - 1, and leaves each lane kCount / (kSpan *
-// 2) of the kCount sums, or one that it shares with others: those from `first` on, which grows accordingly.
-template <int kCount, int kSpan, int kSize>
-__device__ __forceinline__ void add_and_scatter(float (&v)[kSize], int slice, int& first) {
+// 2) of the kCount sums, or one that it shares with others. Down to kUnordered of them a lane keeps the first half of
+// what it has, then the half that the lane's bit names.
+template <int kCount, int kSpan, int kUnordered, int kSize>
+__device__ __forceinline__ void add_and_scatter(float (&v)[kSize], int slice) {
   constexpr int kHalf = kCount / 2;
   if constexpr (kHalf >= 1) {
-    const bool upper = slice & kSpan;
+    const bool upper = kCount <= kUnordered && (slice & kSpan);
 #pragma unroll
     for (int i = 0; i < kHalf; ++i) {
       const float kept = upper ? v[kHalf + i] : v[i], sent = upper ? v[i] : v[kHalf + i];
       v[i] = kept + __shfl_xor_sync(kFullWarp, sent, kSpan);
     }
-    first += upper ? kHalf : 0;
   } else {
     v[0] += __shfl_xor_sync(kFullWarp, v[0], kSpan);
   }
-  if constexpr (kSpan > 1) add_and_scatter<(kHalf > 1 ? kHalf : 1), kSpan / 2>(v, slice, first);
+  if constexpr (kSpan > 1) add_and_scatter<(kHalf > 1 ? kHalf : 1), kSpan / 2, kUnordered>(v, slice);
 }
 
 // Of kRows states at once, with the tile kFloatTiles[kTile]. One object for each thread.
@@ -38,8 +39,13 @@ class FloatMultiply {
   static constexpr FloatTile kCut = kFloatTiles[kTile];
   static constexpr int kOutputs = kCut.outputs, kSlices = kCut.slices, kHeld = kCut.held, kDepth = kCut.depth;
   static constexpr int kSums = kRows_ * kOutputs;
-  // The sharers of each sum, of which the first finishes it.
-  static constexpr int kSharers = kSums < kSlices ? kSlices / kSums : 1;
+  // Sums lie in the order of outputs, rows, and the outputs that one thread finishes of a row: the butterfly scatters
+  // the first over slices, then rows.
+  static constexpr int kTogether = kCut.values(kRows_), kRowSums = kRows_ * kTogether;
+  // Neighbouring slices with the same outputs, and of those the ones with the same row, the sharers of each sum, of
+  // which the first finishes it.
+  static constexpr int kAlike = kSlices / (kOutputs / kTogether), kSharers = kAlike / kRows_;
+  static_assert(kSharers >= 1, "each sum is some slice's");
   // Chunks along the depth that a thread has some of in registers.
   static constexpr int kHeldDepth = (kHeld + kOutputs - 1) / kOutputs;
 
@@ -47,7 +53,7 @@ class FloatMultiply {
   using State = float;  // as states lie in shared memory
   static constexpr int kThreads = kCut.threads(), kRows = kRows_, kColumns = kCut.columns;
   // What a thread finishes: kValues neighbours in one row.
-  static constexpr int kValues = kCut.values(kRows), kSpread = 1;
+  static constexpr int kValues = kTogether, kSpread = 1;
 
   static constexpr int stride(int hidden) {
     constexpr FloatTile tile = kCut;
@@ -69,21 +75,19 @@ class FloatMultiply {
         stride_(stride(hidden) / 4),
         weights_(reinterpret_cast<float4*>(shared)) {
     auto chunk = [&](int n) {
-      const int j = first + thread_ / kSlices * kOutputs + n % kOutputs, k = (n / kOutputs * kSlices + slice()) * 4;
+      const int j = first + thread_ / kSlices * kOutputs + (n % kOutputs ^ own_outputs()),
+                k = (n / kOutputs * kSlices + slice()) * 4;
       auto value = [&](int k) { return to_float(element(j, k)); };
       return make_float4(value(k), value(k + 1), value(k + 2), value(k + 3));
     };
 #pragma unroll
     for (int n = 0; n < kHeld; ++n) held_[n] = chunk(n);
     for (int n = kHeld; n < depth_ * kOutputs; ++n) weights_[(n - kHeld) * kThreads + thread_] = chunk(n);
-    // Which of the scattered sums are this thread's: the same at every step.
-    float nothing[kSums] = {};
-    add_and_scatter<kSums, kSlices / 2>(nothing, slice(), first_sum_);
   }
 
   // Where this thread's sums belong, in the block's part: and whether they are its own to finish.
-  __device__ __forceinline__ int row() const { return first_sum_ / kOutputs; }
-  __device__ __forceinline__ int column() const { return thread_ / kSlices * kOutputs + first_sum_ % kOutputs; }
+  __device__ __forceinline__ int row() const { return slice() % kAlike / kSharers; }
+  __device__ __forceinline__ int column() const { return thread_ / kSlices * kOutputs + own_outputs(); }
   __device__ __forceinline__ bool mine() const { return slice() % kSharers == 0; }
 
   // All threads of the block together; `states` are the first of kRows.
@@ -99,8 +103,7 @@ class FloatMultiply {
     } else {
       for (int q = kHeldDepth; q < depth_; ++q) add<false>(y, q, sums);
     }
-    int unused = 0;
-    add_and_scatter<kSums, kSlices / 2>(sums, slice(), unused);
+    add_and_scatter<kSums, kSlices / 2, kRowSums>(sums, slice());
 #pragma unroll
     for (int i = 0; i < kValues; ++i) values[i] = sums[i];
   }
@@ -111,6 +114,8 @@ class FloatMultiply {
     return tile.chunks(hidden);
   }
   __device__ __forceinline__ int slice() const { return thread_ % kSlices; }
+  // The first of those it finishes; its n-th, as it counts them, is the n ^ own_outputs()-th.
+  __device__ __forceinline__ int own_outputs() const { return slice() / kAlike * kTogether; }
 
   // Chunk q of the depth. With kSomeHeld q is a constant to the compiler, and so each n: registers have no address.
   template <bool kSomeHeld>
@@ -124,7 +129,7 @@ class FloatMultiply {
       const float4 m = kSomeHeld && n < kHeld ? held_[n < kHeld ? n : 0] : weights_[(n - kHeld) * kThreads + thread_];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        float& sum = sums[r * kOutputs + j];
+        float& sum = sums[j / kTogether * kRowSums + r * kTogether + j % kTogether];
         sum += m.x * y[r].x;
         sum += m.y * y[r].y;
         sum += m.z * y[r].z;
@@ -133,7 +138,7 @@ class FloatMultiply {
     }
   }
 
-  int thread_, depth_, stride_, first_sum_ = 0;
+  int thread_, depth_, stride_;
   float4* weights_;  // [chunks that are not held][kThreads]
   float4 held_[kHeld];
 };

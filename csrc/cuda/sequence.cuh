@@ -89,12 +89,21 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
   const Part<T, Multiply, kPlain> first_part = part_of(0);
   const bool has_input = problem.input.data != nullptr, has_factor = uses_factor(problem.epilogue);
   auto word = [&](int slot, int what, int i) { return ahead + ((slot * 2 + what) * kValues + i) * kThreads + thread; };
+  // Where no row is packed a step is as far from the one before as any: one tile's pointers go along.
+  constexpr bool kGoAlong = kOneTile && kPlain;
+  auto offset = [&](const auto& sequence) { return first_part.track.offset(sequence, first_part.track.time(0)); };
+  auto pace = [&](const auto& sequence) {
+    return first_part.track.reversed ? -sequence.time_stride : sequence.time_stride;
+  };
+  const T *input_along = first_part.input + offset(problem.input),
+          *factor_along = first_part.factor + offset(problem.factor);
+  T* output_along = first_part.output + offset(problem.output);
   auto fetch = [&](int s, int tile, int slot) {
     const Part<T, Multiply, kPlain> part = kOneTile ? first_part : part_of(tile);
     if (s < part.steps) {
       const int t = part.track.time(s);
-      const T* const input = part.input + part.track.offset(problem.input, t);
-      const T* const factor = part.factor + part.track.offset(problem.factor, t);
+      const T* const input = kGoAlong ? input_along : part.input + part.track.offset(problem.input, t);
+      const T* const factor = kGoAlong ? factor_along : part.factor + part.track.offset(problem.factor, t);
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
         if (has_input && i < part.values) cp_async<4>(word(slot, 0, i), word_of(input + i * kSpread));
@@ -102,6 +111,8 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
       }
     }
     cp_async_commit();
+    input_along += pace(problem.input);
+    factor_along += pace(problem.factor);
   };
   // A tile and a step that is fetched is kAhead - 1 of them before the one that is computed; each has its own slot.
   int fetch_step = 0, fetch_tile = 0, slot = 0;
@@ -113,7 +124,7 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
     }
   };
   for (int n = 0; n + 1 < kAhead; ++n) fetch_next(n);
-  float before[kValues] = {};  // the states that leak; of more than one tile they are read again
+  float before[kValues] = {};  // the states that leak, and the last; of more than one tile they are read again
   exchange.begin();
 
   // The same in all lanes, as a shuffle's result is to the compiler, and what was divided and loaded is not; else each
@@ -135,11 +146,12 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
       if (s < part.steps) {
         const int t = track.time(s);
         const bool ends = s == part.steps - 1, reset = !ends && track.reset_after(s);
-        T* const output = part.output + track.offset(problem.output, t);
-        T* const last = problem.last.at(group, track.batch) + part.column;
+        T* const output = kGoAlong ? output_along : part.output + track.offset(problem.output, t);
         // Where the words' elements lie in them.
-        const T* const input_at = part.input + track.offset(problem.input, t);
-        const T* const factor_at = part.factor + track.offset(problem.factor, t);
+        const T* const input_at =
+            kGoAlong ? input_along - kAhead * pace(problem.input) : part.input + track.offset(problem.input, t);
+        const T* const factor_at =
+            kGoAlong ? factor_along - kAhead * pace(problem.factor) : part.factor + track.offset(problem.factor, t);
         Values<State, kValues> multiplied;
 #pragma unroll
         for (int i = 0; i < kValues; ++i) {
@@ -151,7 +163,7 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
           if (!kOneTile && track.leaks() && s > 0) before[i] = track.before(s, column);
           const T y = rounded<T>(track.state(s, sums[i], input, f, before[i], column));
           output[at] = y;
-          if (ends) last[at] = y;
+          if (!kOneTile && ends) problem.last.at(group, track.batch)[column] = y;
           before[i] = reset ? 0.0f : to_float(y);
           if (!reset) multiplied.at[i] = Multiply::stored(track.multiplied(before[i], f, column));
         }
@@ -164,11 +176,19 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
             exchange.put(next, row, part.column + i * kSpread, Values<State, 1>{multiplied.at[i]});
         }
       }
+      output_along += pace(problem.output);
       slot = slot + 1 == kAhead ? 0 : slot + 1;
     }
     exchange.pass(next, tiles * kRows);
   }
   cp_async_wait<0>();
+  if (kOneTile && first_part.steps) {
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      const int column = first_part.column + i * kSpread;
+      if (i < first_part.values) problem.last.at(group, first_part.track.batch)[column] = rounded<T>(before[i]);
+    }
+  }
 }
 
 // grid: teams of team.blocks blocks; each takes team.rows rows of a group, and where the exchange queues, as many more
