@@ -48,7 +48,8 @@ cuda: $(STAMP)
 	$(CMAKE) -S . -B build/native -G Ninja >/dev/null
 	$(CMAKE) --build build/native --target cuda
 
-# And what a step of them costs, from their machine code; fails where one spills more than it did, or has a bank conflict.
+# And what a step of them costs, from their machine code; fails where one spills, has a bank conflict, or is estimated
+# at much more than its floor.
 cuda-cost: $(STAMP)
 	$(BIN)/pip install --quiet --group cuda
 	$(BIN)/python -m benchmarks.cuda_cost

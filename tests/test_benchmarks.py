@@ -396,18 +396,18 @@ def test_busy_processes_keep_cores_busy_and_end() -> None:
 def test_cuda_cost_names_kernels_and_refuses_without_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     end = "ELb1ELb1EEEvNS0_13DeviceProblemIT_EENS0_4TeamE"
     name = "_ZN7rnn_ext4cuda15sequence_kernelIfNS0_13FloatMultiplyILi2ELi4EEENS0_11WithinBlock" + end
-    resident = cuda_cost.Identity("float32", "resident", False, 128, 256, 4, True)
+    resident = cuda_cost.Identity("float32", "resident", False, 128, 256, 4, True, 16)
     assert cuda_cost.identity(name) == resident
     name = "_ZN7rnn_ext4cuda15sequence_kernelINS_{}ENS0_14TensorMultiplyIS2_Li64ELi8ELi24EEENS0_{}" + end
     for mangled, dtype in (("4half", "float16"), ("8bfloat16", "bfloat16")):
         for exchange, variant in (("13WithinCluster", "cluster"), ("12AcrossDevice", "persistent")):
-            expected = cuda_cost.Identity(dtype, variant, True, 64, 256, 8, True)
+            expected = cuda_cost.Identity(dtype, variant, True, 64, 256, 8, True, 24)
             assert cuda_cost.identity(name.format(mangled, exchange)) == expected
-    kernel = cuda_cost.Cost("sm_90", resident, 146, 0, 0, 694, 1420, 512)
+    kernel = cuda_cost.Cost("sm_90", resident, 146, 0, 0, 694, 1270, 512, 275)
     assert "694" in cuda_cost.table([kernel])
     assert cuda_cost.too_much([kernel]) == []
-    assert cuda_cost.too_much([kernel._replace(conflicts=1)])
-    assert cuda_cost.too_much([kernel._replace(spilled=cuda_cost.SPILLED + 1)])
+    for worse in ({"conflicts": 1}, {"spilled": 4}, {"cycles": 2000}):
+        assert cuda_cost.too_much([kernel._replace(**worse)])
     for bad, code in (([], 0), ([kernel._replace(conflicts=1)], 1)):
         monkeypatch.setattr(cuda_cost, "costs", lambda *_, bad=bad: [kernel, *bad])
         monkeypatch.setattr(shutil, "which", lambda *_, **__: "here")

@@ -69,6 +69,25 @@ def test_explain_cuda() -> None:
         rnn_ext.explain(1, 1, 1, device="P100")
 
 
+@pytest.mark.parametrize("device", ["T4", "A100", "RTX 4090", "H100", "B200"])
+def test_explain_has_a_reason_for_every_plan(device: str) -> None:
+    reasons = {
+        "resident": "because   resident, W in a block's registers and shared memory: ",
+        "cluster": "because   cluster, W in a cluster's registers and shared memory: ",
+        "persistent": "because   persistent, W in the registers and shared memory of many blocks: ",
+        "stepwise": "because   stepwise, a launch for each step: ",
+    }
+    seen = set()
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        for batch in (1, 16, 1024):
+            for hidden in (1, 64, 256, 512, 1024, 2048, 8192):
+                text = rnn_ext.explain(100, batch, hidden, dtype=dtype, device=device)
+                variant = text.partition("\n")[0].split()[-2]
+                assert reasons[variant] in text
+                seen.add(variant)
+    assert seen == (reasons.keys() if device in ("H100", "B200") else reasons.keys() - {"cluster"})
+
+
 def test_command_line() -> None:
     done = subprocess.run([sys.executable, "-m", "rnn_ext"], check=True, capture_output=True, text=True)
     assert "cpu_isas_runnable" in done.stdout

@@ -70,12 +70,12 @@ struct FloatTile {
 
 // The first are `resident`'s, of H up to their columns; then there are two for teams of blocks.
 //
-// A thread of the third has 64 weights in registers, of the 255 that it may use; one of the fourth 144 of its 256
+// A thread of the third has 64 weights in registers, of the 255 that it may use; one of the fourth 128 of its 256
 // own; one of a team's 112 or 128: a block of 64 columns has all of its W in registers up to H = 384, one of 32 up to
 // 1024. With more, nvcc spills other values.
 constexpr FloatTile kFloatTiles[] = {
     {32, 4, 8, 4, 1, 4},     {64, 4, 16, 4, 1, 4},  {128, 8, 16, 16, 2, 4},
-    {256, 16, 16, 36, 4, 2}, {64, 8, 32, 28, 0, 4}, {32, 4, 32, 32, 0, 4},
+    {256, 16, 16, 32, 4, 2}, {64, 8, 32, 28, 0, 4}, {32, 4, 32, 32, 0, 4},
 };
 constexpr int kResidentTiles = 4, kFloatTileCount = sizeof(kFloatTiles) / sizeof(kFloatTiles[0]);
 constexpr int kWideTile = 4, kNarrowTile = 5;
@@ -93,10 +93,10 @@ struct TensorTile {
   constexpr int threads() const { return 32 * warps; }
   // Tiles of 16 columns that a warp has. With two, warps read the states half as often, but twice as many split the
   // depth and hand sums over. An mma's states are 256 bytes of shared memory, a tile's sums 512, written and read: two
-  // tiles pay from about 12 fragments a warp on.
+  // tiles pay from about 12 fragments a warp on. And of as many tiles as warps each would have sums of two rows.
   constexpr int tiles() const {
     const int block = columns / 16, fewest = block > warps ? block / warps : 1;
-    return fewest == 1 && held >= 12 && block % 2 == 0 ? 2 : fewest;
+    return fewest == 1 && (held >= 12 || block == warps) && block % 2 == 0 ? 2 : fewest;
   }
   constexpr int groups() const { return columns / 16 / tiles(); }  // of warps with the same tiles
   constexpr int splits() const { return warps / groups(); }        // of the depth, a warp of each group
@@ -130,10 +130,10 @@ struct TensorTile {
   }
 };
 
-// The first are `resident`'s, with all of W in registers, or of the third three quarters. A block of the fourth, for
+// The first are `resident`'s, with all of W in registers, or of the third half. A block of the fourth, for
 // clusters, has it up to H = 384, one of the fifth up to 768, one of the last up to 1536. With more, nvcc spills. TF32
-// has half of that: all at H = 64 and 128, of the third three eighths, and in teams up to 192, 384 and 768.
-constexpr TensorTile kTensorTiles[] = {{64, 8, 4}, {128, 8, 16}, {256, 16, 12}, {128, 8, 24}, {64, 8, 24}, {32, 8, 24}};
+// has half of that: all at H = 64 and 128, of the third a quarter, and in teams up to 192, 384 and 768.
+constexpr TensorTile kTensorTiles[] = {{64, 8, 4}, {128, 8, 16}, {256, 16, 8}, {128, 8, 24}, {64, 8, 24}, {32, 8, 24}};
 constexpr int kResidentTensorTiles = 3, kClusterTensorTile = 3, kWideTensorTile = 4, kNarrowTensorTile = 5;
 
 // The flags of the blocks of a launch, as many bytes as keep what comes after them on a cache line of its own.
@@ -158,8 +158,8 @@ struct Plan {
 // tensor cores.
 std::optional<Plan> plan_for(Variant variant, const Shape& shape, Format format, const Device& device);
 
-// The fastest of those, by the model; where TF32 is allowed, of those in float32 as well. Throws std::invalid_argument for sizes that kernels cannot count: T and H near
-// 2^31, B over two million, more than kMaxGroups groups.
+// The fastest of those, by the model; where TF32 is allowed, of those in float32 as well. Throws std::invalid_argument
+// for sizes that kernels cannot count: T and H near 2^31, B over two million, more than kMaxGroups groups.
 Plan make_plan(const Shape& shape, Format format, const Device& device);
 
 }  // namespace rnn_ext::cuda

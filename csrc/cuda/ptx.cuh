@@ -86,7 +86,9 @@ __device__ __forceinline__ bool spin_until(const uint32_t* flag, uint32_t value,
 // Prints why and ends the kernel with an error, which the host meets at its next synchronisation. Not inlined: the
 // kernels that may call it once in their lives have no registers for it.
 __device__ __noinline__ void stop(const char* why) {
-  printf("%s\n", why);
+  // As the format, without arguments: they would be a stack's.
+  printf(why);
+  printf("\n");
   __trap();
 }
 

@@ -25,6 +25,15 @@ __device__ __forceinline__ float from_word(const uint32_t* word, const T* elemen
       *reinterpret_cast<const T*>(reinterpret_cast<const char*>(word) + (reinterpret_cast<uintptr_t>(element) & 3)));
 }
 
+// Brings the next value to the front, where a loop that is not unrolled finds it: registers have no index.
+template <int kCount>
+__device__ __forceinline__ void turn(float (&values)[kCount]) {
+  const float first = values[0];
+#pragma unroll
+  for (int i = 1; i < kCount; ++i) values[i - 1] = values[i];
+  values[kCount - 1] = first;
+}
+
 // What one thread finishes of a tile of Multiply::kRows rows: kValues elements of one row, kSpread apart.
 template <class T, class Multiply, bool kPlain>
 struct Part {
@@ -90,7 +99,7 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
   const bool has_input = problem.input.data != nullptr, has_factor = uses_factor(problem.epilogue);
   auto word = [&](int slot, int what, int i) { return ahead + ((slot * 2 + what) * kValues + i) * kThreads + thread; };
   // Where no row is packed a step is as far from the one before as any: one tile's pointers go along.
-  constexpr bool kGoAlong = kOneTile && kPlain;
+  constexpr bool kGoAlong = kOneTile && kPlain && kSpread == 1;
   auto offset = [&](const auto& sequence) { return first_part.track.offset(sequence, first_part.track.time(0)); };
   auto pace = [&](const auto& sequence) {
     return first_part.track.reversed ? -sequence.time_stride : sequence.time_stride;
@@ -124,6 +133,11 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
     }
   };
   for (int n = 0; n + 1 < kAhead; ++n) fetch_next(n);
+  // With options a thread's values are finished one after the other: at once they want more registers than there are.
+  constexpr bool kInTurn = !kPlain && kValues > 1;
+  // The last state needs no question at each step where a thread's states are at hand after the loop; in tensor cores'
+  // kernels what that takes would be spilled until then.
+  constexpr bool kLastIsKept = kOneTile && kSpread == 1;
   float before[kValues] = {};  // the states that leak, and the last; of more than one tile they are read again
   exchange.begin();
 
@@ -152,28 +166,36 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
             kGoAlong ? input_along - kAhead * pace(problem.input) : part.input + track.offset(problem.input, t);
         const T* const factor_at =
             kGoAlong ? factor_along - kAhead * pace(problem.factor) : part.factor + track.offset(problem.factor, t);
-        Values<State, kValues> multiplied;
-#pragma unroll
-        for (int i = 0; i < kValues; ++i) {
-          multiplied.at[i] = Multiply::stored(0);
-          if (i >= part.values) continue;
-          const int at = i * kSpread, column = part.column + at;
-          const float input = has_input ? from_word(word(slot, 0, i), input_at + at) : 0.0f;
-          const float f = has_factor ? from_word(word(slot, 1, i), factor_at + at) : 0.0f;
-          if (!kOneTile && track.leaks() && s > 0) before[i] = track.before(s, column);
-          const T y = rounded<T>(track.state(s, sums[i], input, f, before[i], column));
-          output[at] = y;
-          if (!kOneTile && ends) problem.last.at(group, track.batch)[column] = y;
-          before[i] = reset ? 0.0f : to_float(y);
-          if (!reset) multiplied.at[i] = Multiply::stored(track.multiplied(before[i], f, column));
-        }
         const int row = tile * kRows + part.tile_row;
-        if constexpr (kSpread == 1) {
-          exchange.put(next, row, part.column, multiplied);
-        } else {
+        Values<State, kValues> together;
+#pragma unroll(kInTurn ? 1 : kValues)
+        for (int i = 0; i < kValues; ++i) {
+          const int at = i * kSpread, column = part.column + at;
+          State multiplied = Multiply::stored(0);
+          if (i < part.values) {
+            const float input = has_input ? from_word(word(slot, 0, i), input_at + at) : 0.0f;
+            const float f = has_factor ? from_word(word(slot, 1, i), factor_at + at) : 0.0f;
+            float& mine = before[kInTurn ? 0 : i];
+            if (!kOneTile && track.leaks() && s > 0) mine = track.before(s, column);
+            const T y = rounded<T>(track.state(s, sums[kInTurn ? 0 : i], input, f, mine, column));
+            output[at] = y;
+            if (!kLastIsKept && ends) problem.last.at(group, track.batch)[column] = y;
+            mine = reset ? 0.0f : to_float(y);
+            if (!reset) multiplied = Multiply::stored(track.multiplied(mine, f, column));
+          }
+          if constexpr (kInTurn) {
+            exchange.put(next, row, column, Values<State, 1>{multiplied});
+            turn(sums);
+            turn(before);
+          } else {
+            together.at[i] = multiplied;
+          }
+        }
+        if constexpr (kSpread == 1 && !kInTurn) exchange.put(next, row, part.column, together);
+        if constexpr (kSpread > 1 && !kInTurn) {
 #pragma unroll
           for (int i = 0; i < kValues; ++i)
-            exchange.put(next, row, part.column + i * kSpread, Values<State, 1>{multiplied.at[i]});
+            exchange.put(next, row, part.column + i * kSpread, Values<State, 1>{together.at[i]});
         }
       }
       output_along += pace(problem.output);
@@ -182,7 +204,7 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
     exchange.pass(next, tiles * kRows);
   }
   cp_async_wait<0>();
-  if (kOneTile && first_part.steps) {
+  if (kLastIsKept && first_part.steps) {
 #pragma unroll
     for (int i = 0; i < kValues; ++i) {
       const int column = first_part.column + i * kSpread;

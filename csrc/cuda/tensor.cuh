@@ -26,8 +26,10 @@ class TensorMultiply {
   static constexpr int kTiles = kCut.tiles(), kGroups = kCut.groups(), kSplits = kCut.splits();
   static_assert(kTileColumns * kTiles * kGroups == kColumns_ && kGroups * kSplits == kWarps, "each warp has as much");
   static constexpr int kHeldChunks = kCut.held_chunks();
-  // Chunks of the states that are fetched before their turn, four mma's ahead: about the latency of ldmatrix.
-  static constexpr int kFetched = kTiles == 1 ? 3 : 2;
+  // Chunks of the states that are fetched before their turn, four mma's ahead: about the latency of ldmatrix. And those
+  // of M that come from shared memory at once. Of 16 warps a scheduler has others to turn to, and a thread 128
+  // registers.
+  static constexpr int kFetched = kWarps > 8 ? 1 : kTiles == 1 ? 3 : 2, kAtOnce = kWarps > 8 ? 1 : 2;
   static_assert(kHeldChunks > 0 && kHeldChunks * kTiles * kSteps == kHeld, "registers hold whole chunks");
   static constexpr int kSums = kCut.sums(), kFinishers = kCut.finishers();
   static_assert(kSums % kFinishers == 0, "each finishes as many");
@@ -70,10 +72,12 @@ class TensorMultiply {
     given_ = taken_ + split_ * kFromOne;
     taken_ += split_ * kToOne;
 
-    // Fragment n of chunk i, whose registers go 8 rows on, then half the depth.
+    // Fragment n of chunk i, whose registers go 8 rows on, then half the depth. The lane comes from itself: a number
+    // that the compiler does not know to be the same, so that it keeps no addresses from one fragment to the next.
     auto fragment = [&](int i, int n) {
-      const int row = first + (group_ * kTiles + n / kSteps) * kTileColumns + lane_ / 4;
-      const int depth = (i * kSplits + split_) * kChunk + (n % kSteps * 8 + lane_ % 4) * kInRegister;
+      const int lane = __shfl_sync(kFullWarp, lane_, lane_);
+      const int row = first + (group_ * kTiles + n / kSteps) * kTileColumns + lane / 4;
+      const int depth = (i * kSplits + split_) * kChunk + (n % kSteps * 8 + lane % 4) * kInRegister;
       auto both = [&](int j, int k) {
         if constexpr (kInRegister == 1)
           return __float_as_uint(stored(element(j, k)));
@@ -86,12 +90,17 @@ class TensorMultiply {
 #pragma unroll
     for (int i = 0; i < kHeldChunks; ++i) {
 #pragma unroll
-      for (int n = 0; n < kTiles * kSteps; ++n) held_[i][n] = fragment(i, n);
-      // Keeps the loads of later chunks behind it, which would want registers of their own.
-      __syncwarp();
+      for (int n = 0; n < kTiles * kSteps; ++n) {
+        held_[i][n] = fragment(i, n);
+        // Keeps the loads of later fragments behind it, which would want registers of their own.
+        __syncwarp();
+      }
     }
-    for (int i = kHeldChunks; i < chunks_; ++i)
+#pragma unroll 1
+    for (int i = kHeldChunks; i < chunks_; ++i) {
+#pragma unroll 1
       for (int n = 0; n < kTiles * kSteps; ++n) *weight(i, n) = fragment(i, n);
+    }
   }
 
   // What a state is stored as: from the number that M multiplies.
@@ -119,7 +128,7 @@ class TensorMultiply {
       for (int n = 0; n < kTiles * kSteps; ++n) multiply(partial[n], held_[i][n], b[i % kFetched], n % kSteps);
       if (i + kFetched < kHeldChunks && i + kFetched < chunks_) fetch(i + kFetched, b[i % kFetched]);
     }
-#pragma unroll 2
+#pragma unroll kAtOnce
     for (int i = kHeldChunks; i < chunks_; ++i) {
       fetch(i, b[0]);
 #pragma unroll
