@@ -104,15 +104,19 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
   auto pace = [&](const auto& sequence) {
     return first_part.track.reversed ? -sequence.time_stride : sequence.time_stride;
   };
-  const T *input_along = first_part.input + offset(problem.input),
-          *factor_along = first_part.factor + offset(problem.factor);
+  // As numbers: they go on beyond the last step, and from where there is no tensor at all.
+  auto address = [](const T* p) { return reinterpret_cast<uintptr_t>(p); };
+  auto bytes = [&](const auto& sequence) { return static_cast<uintptr_t>(pace(sequence)) * sizeof(T); };
+  auto pointer = [](uintptr_t address) { return reinterpret_cast<const T*>(address); };
+  uintptr_t input_along = address(first_part.input + offset(problem.input)),
+            factor_along = address(first_part.factor + offset(problem.factor));
   T* output_along = first_part.output + offset(problem.output);
   auto fetch = [&](int s, int tile, int slot) {
     const Part<T, Multiply, kPlain> part = kOneTile ? first_part : part_of(tile);
     if (s < part.steps) {
       const int t = part.track.time(s);
-      const T* const input = kGoAlong ? input_along : part.input + part.track.offset(problem.input, t);
-      const T* const factor = kGoAlong ? factor_along : part.factor + part.track.offset(problem.factor, t);
+      const T* const input = kGoAlong ? pointer(input_along) : part.input + part.track.offset(problem.input, t);
+      const T* const factor = kGoAlong ? pointer(factor_along) : part.factor + part.track.offset(problem.factor, t);
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
         if (has_input && i < part.values) cp_async<4>(word(slot, 0, i), word_of(input + i * kSpread));
@@ -120,8 +124,8 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
       }
     }
     cp_async_commit();
-    input_along += pace(problem.input);
-    factor_along += pace(problem.factor);
+    input_along += bytes(problem.input);
+    factor_along += bytes(problem.factor);
   };
   // A tile and a step that is fetched is kAhead - 1 of them before the one that is computed; each has its own slot.
   int fetch_step = 0, fetch_tile = 0, slot = 0;
@@ -162,10 +166,10 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
         const bool ends = s == part.steps - 1, reset = !ends && track.reset_after(s);
         T* const output = kGoAlong ? output_along : part.output + track.offset(problem.output, t);
         // Where the words' elements lie in them.
-        const T* const input_at =
-            kGoAlong ? input_along - kAhead * pace(problem.input) : part.input + track.offset(problem.input, t);
-        const T* const factor_at =
-            kGoAlong ? factor_along - kAhead * pace(problem.factor) : part.factor + track.offset(problem.factor, t);
+        const T* const input_at = kGoAlong ? pointer(input_along - kAhead * bytes(problem.input))
+                                           : part.input + track.offset(problem.input, t);
+        const T* const factor_at = kGoAlong ? pointer(factor_along - kAhead * bytes(problem.factor))
+                                            : part.factor + track.offset(problem.factor, t);
         const int row = tile * kRows + part.tile_row;
         Values<State, kValues> together;
 #pragma unroll(kInTurn ? 1 : kValues)
