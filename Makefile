@@ -17,7 +17,7 @@ STAMP := $(VENV)/.requirements
 CMAKE := $(BIN)/cmake
 SOURCES := csrc/ tests/native/
 
-.PHONY: demo test test-native test-sanitizers test-python cuda cuda-cost test-cuda-emulated test-cuda-build test-gpu \
+.PHONY: demo test test-native test-sanitizers test-python cuda cuda-cost verify-cuda test-cuda-emulated test-cuda-build test-gpu \
   bench-gpu lint format bench build clean
 
 demo: build
@@ -53,6 +53,11 @@ cuda: $(STAMP)
 cuda-cost: $(STAMP)
 	$(BIN)/pip install --quiet --group cuda
 	$(BIN)/python -m benchmarks.cuda_cost
+
+# And that they have no races, proven from their PTX for some launches; fails too where a planted race goes unseen.
+verify-cuda: $(STAMP)
+	$(BIN)/pip install --quiet --group cuda
+	$(BIN)/python -m benchmarks.cuda_verify
 
 # The Python suite through the CUDA kernels, executed by the emulator in place of the CPU's: what has tensors small
 # enough for a thread of the CPU to stand in for each of a GPU's.

@@ -13,12 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,37 +22,12 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-SOURCE = Path("csrc/cuda/recurrence.cu")
+from .cuda_code import FLOAT_TILES, SOURCE, VARIANTS, WARP, Identity, identity, nvcc, require, tools
+
 # Their kernels' encodings are those that cuxray knows.
 ARCHITECTURES = ("sm_80", "sm_90")
-
-
-class Tile(NamedTuple):
-    """One of kFloatTiles of csrc/cuda/planner.h."""
-
-    columns: int
-    outputs: int
-    slices: int
-    held: int
-
-    @property
-    def threads(self) -> int:
-        return self.columns // self.outputs * self.slices
-
-
-FLOAT_TILES = (
-    *(Tile(32, 4, 8, 4), Tile(64, 4, 16, 4), Tile(128, 8, 16, 16), Tile(256, 16, 16, 32)),
-    *(Tile(64, 8, 32, 28), Tile(32, 4, 32, 32)),
-)
-# sequence_kernel<dtype, FloatMultiply<tile, rows> or TensorMultiply<dtype, columns, warps, held>, exchange, plain, ..>.
-KERNEL = re.compile(
-    r"sequence_kernelI(f|N\w*?4half|N\w*?8bfloat16)E?N\w*?\d(Float|Tensor)MultiplyI(?:S\d*_|f)?Li(\d+)ELi(\d+)E(?:Li(\d+)E)?\w*?"
-    r"\d(WithinBlock|WithinCluster|AcrossDevice)ELb([01])E"
-)
-DTYPES = {"f": "float32", "half": "float16", "bfloat16": "bfloat16"}
-VARIANTS = {"WithinBlock": "resident", "WithinCluster": "cluster", "AcrossDevice": "persistent"}
-# Rows that tensor cores multiply at once, and their multiply-adds in a cycle of a multiprocessor, an A100's.
-TENSOR_ROWS, TENSOR_RATE = 8, {"float16": 1024, "bfloat16": 1024, "TF32": 512}
+# Multiply-adds of tensor cores in a cycle of a multiprocessor, an A100's.
+TENSOR_RATE = {"float16": 1024, "bfloat16": 1024, "TF32": 512}
 # Cycles until a result is there. ALU: a float32 operation (Abdelkhalik et al., arXiv 2208.11174). SHARED, L2, REMOTE: a
 # load from shared memory, from L2, from another block's shared memory (Luo et al., arXiv 2402.13499; an H100's).
 # CROSS: a shuffle, a function unit (exp2, 1/x), a barrier of a block, which are all said to take a little over 20.
@@ -65,7 +36,7 @@ ALU, SHARED, L2, REMOTE, CROSS = 4, 29, 263, 180, 22
 TANH = 14 * ALU + 2 * CROSS
 SHARED_BYTES_PER_CYCLE, L2_BYTES_PER_CYCLE = 128, 64  # of a multiprocessor
 # Each multiprocessor has four schedulers, which issue an instruction a cycle.
-SCHEDULERS, WARP = 4, 32
+SCHEDULERS = 4
 # Of a team's blocks the floor is that of a step at so many columns of the state; of `resident` at as many as it has.
 HIDDEN = {"cluster": 512, "persistent": 1024}
 # How many times its floor a step of `resident` in float32 may be estimated at, of the kernels without options at H from
@@ -76,19 +47,6 @@ MOST, FROM_COLUMNS = 2.9, 64
 def lanes(capability: int) -> int:
     """Float32 multiply-adds of a multiprocessor in a cycle; a compute capability is 10 * major + minor."""
     return 64 if capability in (75, 80) else 128
-
-
-class Identity(NamedTuple):
-    """What a kernel is, from its mangled name; ``columns`` of the state are a block's, and ``rows`` of the batch."""
-
-    dtype: str
-    variant: str
-    tensor: bool
-    columns: int
-    threads: int
-    rows: int
-    plain: bool
-    held: int
 
 
 class Cost(NamedTuple):
@@ -103,26 +61,6 @@ class Cost(NamedTuple):
     cycles: int | None
     issue_floor: int
     latency_floor: int
-
-
-def tools() -> dict[str, str]:
-    """The environment with cuxray and the disassemblers of NVIDIA's packages on PATH."""
-    site = Path(sysconfig.get_path("purelib"))
-    own = [str(Path(sys.executable).parent), *(str(p) for p in site.glob("nvidia/cu*/bin"))]
-    return {**os.environ, "PATH": os.pathsep.join([*own, os.environ.get("PATH", "")])}
-
-
-def identity(kernel: str) -> Identity:
-    match = KERNEL.search(kernel)
-    assert match is not None, kernel
-    dtype = DTYPES[re.sub(r"^N\w*?\d(?=half|bfloat16)", "", match[1])]
-    tensor, variant, plain = match[2] == "Tensor", VARIANTS[match[6]], match[7] == "1"
-    first, second = int(match[3]), int(match[4])
-    if tensor:
-        dtype = dtype.replace("float32", "TF32")
-        return Identity(dtype, variant, tensor, first, WARP * second, TENSOR_ROWS, plain, int(match[5]))
-    tile = FLOAT_TILES[first]
-    return Identity(dtype, variant, tensor, tile.columns, tile.threads, second, plain, tile.held)
 
 
 def slices(k: Identity) -> int:
@@ -191,8 +129,7 @@ def look(command: str, cubin: Path) -> Any:
 def costs(architecture: str, directory: Path) -> list[Cost]:
     """Of every kernel with a loop over time on one architecture."""
     cubin = directory / f"{architecture}.cubin"
-    nvcc = ["nvcc", "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Icsrc", f"-arch={architecture}", "-cubin"]
-    subprocess.run([*nvcc, str(SOURCE), "-o", str(cubin)], check=True)
+    nvcc(f"-arch={architecture}", "-cubin", SOURCE, "-o", cubin)
     loops = {r["kernel"]: r["loops"] for r in look("sched", cubin)["results"]}
     found = []
     for unit in look("report", cubin)["units"][0]["kernels"]:
@@ -243,9 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_cost", description=__doc__)
     parser.add_argument("--all", action="store_true", help="bfloat16 and the kernels with options, too")
     args = parser.parse_args(arguments)
-    for tool in ("nvcc", "cuxray", "cuobjdump", "nvdisasm"):
-        if shutil.which(tool, path=tools()["PATH"]) is None:
-            sys.exit(f"{tool} is not on PATH; `make cuda-cost` installs all but nvcc, which the CUDA toolkit has")
+    require("cuda-cost", "nvcc", "cuxray", "cuobjdump", "nvdisasm")
     bad = []
     for architecture in ARCHITECTURES:
         with tempfile.TemporaryDirectory() as directory:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import busy, compare, cores, cuda_cost, kernels, odd, ragged, report, worker
+from benchmarks import busy, compare, cores, cuda_code, cuda_cost, kernels, odd, ragged, report, worker
 from benchmarks import peers as peers_package
 from benchmarks.grid import BATCH_SWEEP, FORWARD, FULL, HIDDEN_SWEEP, MODES, QUICK, TRAINING, Shape
 from benchmarks.limits import Level, Limits
@@ -396,13 +396,13 @@ def test_busy_processes_keep_cores_busy_and_end() -> None:
 def test_cuda_cost_names_kernels_and_refuses_without_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     end = "ELb1ELb1EEEvNS0_13DeviceProblemIT_EENS0_4TeamE"
     name = "_ZN7rnn_ext4cuda15sequence_kernelIfNS0_13FloatMultiplyILi2ELi4EEENS0_11WithinBlock" + end
-    resident = cuda_cost.Identity("float32", "resident", False, 128, 256, 4, True, 16)
-    assert cuda_cost.identity(name) == resident
+    resident = cuda_code.Identity("float32", "resident", False, 128, 256, 4, True, 16)
+    assert cuda_code.identity(name) == resident
     name = "_ZN7rnn_ext4cuda15sequence_kernelINS_{}ENS0_14TensorMultiplyIS2_Li64ELi8ELi24EEENS0_{}" + end
     for mangled, dtype in (("4half", "float16"), ("8bfloat16", "bfloat16")):
         for exchange, variant in (("13WithinCluster", "cluster"), ("12AcrossDevice", "persistent")):
-            expected = cuda_cost.Identity(dtype, variant, True, 64, 256, 8, True, 24)
-            assert cuda_cost.identity(name.format(mangled, exchange)) == expected
+            expected = cuda_code.Identity(dtype, variant, True, 64, 256, 8, True, 24)
+            assert cuda_code.identity(name.format(mangled, exchange)) == expected
     kernel = cuda_cost.Cost("sm_90", resident, 146, 0, 0, 694, 1270, 512, 275)
     assert "694" in cuda_cost.table([kernel])
     assert cuda_cost.too_much([kernel]) == []
@@ -413,6 +413,6 @@ def test_cuda_cost_names_kernels_and_refuses_without_tools(monkeypatch: pytest.M
         monkeypatch.setattr(shutil, "which", lambda *_, **__: "here")
         assert cuda_cost.main([]) == code
     monkeypatch.undo()
-    monkeypatch.setattr(cuda_cost, "tools", lambda: {"PATH": "/nowhere"})
+    monkeypatch.setattr(cuda_code, "tools", lambda: {"PATH": "/nowhere"})
     with pytest.raises(SystemExit, match="nvcc is not on PATH; `make cuda-cost` installs all but nvcc"):
         cuda_cost.main([])
