@@ -17,8 +17,8 @@ STAMP := $(VENV)/.requirements
 CMAKE := $(BIN)/cmake
 SOURCES := csrc/ tests/native/
 
-.PHONY: demo test test-native test-sanitizers test-python cuda cuda-cost verify-cuda test-cuda-emulated test-cuda-build test-gpu \
-  bench-gpu lint format bench build clean
+.PHONY: demo test test-native test-sanitizers test-python cuda cuda-cost verify-cuda test-cuda-emulated \
+  test-cuda-build test-gpu bench-gpu lint format bench build clean
 
 demo: build
 	$(BIN)/python examples/char_rnn.py

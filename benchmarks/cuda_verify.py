@@ -3,8 +3,9 @@
 ``python -m benchmarks.cuda_verify`` compiles the float32 kernels for sm_90, asks their own host code what it launches
 for some problems (cuda_launches.cpp), and has sentryward prove of each launch that its barriers are the same in every
 order of its threads, and that of every two accesses to the same memory, of which one writes, one comes before the
-other. Sizes and lengths are those of the launch: for these alone it is proven. Then it plants mistakes: each barrier is
-taken out in turn, and the proof has to fail.
+other. Sizes and lengths are those of the launch: for these alone it is proven. Of some linear recurrences it proves
+that they are what PyTorch computes, too, in real arithmetic (cuda_reference.py). Then it plants mistakes: each barrier
+is taken out in turn, and the proof has to fail.
 
 docs/cuda.md says what the proof leaves out.
 """
@@ -19,13 +20,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from . import cuda_ptx
+from . import cuda_ptx, cuda_reference
 from .cuda_code import SOURCE, identity, nvcc, require, tools
 
 # The kernels with clusters begin here, and copies are asynchronous.
@@ -36,6 +37,7 @@ NUMBERS = {
     **{"tanh": 0, "relu": 1, "tanh'": 2, "relu'": 3, "given": 4},
     **{"zeros": 0, "state": 1, "product": 2},
 }
+FINDINGS = ("potential_race", "not_wellsynced", "equivalence_not_proven")
 # Seconds for a proof; the longest here takes about one minute.
 PATIENCE = 600
 
@@ -87,10 +89,16 @@ CASES = (
     Case("stepwise", 3, 3, 1, 20, "relu", options=("packed", "mask")),
     Case("cluster", 3, 1, 1, 72),
     Case("cluster", 3, 1, 1, 72, "given", "product"),
-    Case("cluster", 3, 2, 1, 72, options=("lengths",)),
+    Case("cluster", 2, 1, 1, 72, "relu", options=("lengths",)),
     Case("persistent", 3, 1, 1, 40),
     Case("persistent", 3, 1, 1, 40, "given", "product"),
-    Case("persistent", 3, 2, 1, 32, "tanh'", multiprocessors=1),
+    Case("persistent", 2, 2, 1, 32, "tanh'", multiprocessors=1),
+)
+# Linear recurrences that are proven to be what PyTorch computes: one group, from a ready product.
+EQUAL = (
+    Case("resident", 3, 2, 1, 8, "given", "product"),
+    Case("cluster", 2, 1, 1, 72, "given", "product"),
+    Case("persistent", 2, 1, 1, 40, "given", "product"),
 )
 
 # Two blocks, where there are teams: in a team of one, one barrier is enough where two have to be.
@@ -194,24 +202,37 @@ def request(launch: Launch, cluster: int) -> dict[str, Any]:
     }
 
 
-def verdict(launch: Launch, text: str, change: Callable[[str], str] = lambda text: text) -> str:
-    """sentryward's result, and where it is not a proof what it has to say."""
+def proven(equal: Case | None) -> str:
+    """What sentryward calls a proof, without a reference and with one."""
+    return "verified" if equal else "race_free"
+
+
+def unchanged(text: str) -> str:
+    return text
+
+
+def verdict(
+    launch: Launch, text: str, change: Callable[[str], str] = unchanged, equal: Case | None = None, wrong: bool = False
+) -> str:
+    """sentryward's result, and where it is not a proof what it has to say; ``equal``: with a reference to this case."""
     text, cluster = translated(launch, text)
-    with tempfile.TemporaryDirectory() as directory:
-        ptx, config = Path(directory) / "kernel.ptx", Path(directory) / "input.json"
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        ptx, config = directory / "kernel.ptx", directory / "input.json"
         ptx.write_text(change(text))
         config.write_text(json.dumps(request(launch, cluster)))
+        reference = cuda_reference.write(directory, (equal.time, equal.batch, equal.hidden), wrong) if equal else []
         done = subprocess.run(
-            ["sentryward", str(ptx), "--input", str(config), "--timeout", str(PATIENCE)],
+            ["sentryward", str(ptx), "--input", str(config), "--timeout", str(PATIENCE), *reference],
             env=tools(),
             capture_output=True,
             text=True,
             check=True,
         )
     report = json.loads(done.stdout)
-    passed = report["checks"]["synchronization"] == report["checks"]["memory"] == "passed"
-    if report["result"] == "race_free" and passed:
-        return "race_free"
+    checks = ("synchronization", "memory", *(("equivalence",) if equal else ()))
+    if report["result"] == proven(equal) and all(report["checks"][check] == "passed" for check in checks):
+        return proven(equal)
     said = "; ".join(d.get("message", d["code"]) for d in report.get("diagnostics", ()))
     return f"{report['result']}: {said}"
 
@@ -254,29 +275,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         def launches_of(case: Case) -> list[Launch]:
             return launches(directory, kernels, case)
 
-        def timed(launch: Launch, change: Callable[[str], str] = lambda text: text) -> tuple[str, float]:
+        def timed(case: Case, launch: Launch, *how: Any) -> tuple[Any, ...]:
             begun = time.monotonic()
-            return verdict(launch, kernels[launch.kernel].text, change), time.monotonic() - begun
+            result = verdict(launch, kernels[launch.kernel].text, *how)
+            blocks = launch.grid[0] * launch.grid[1] * launch.grid[2]
+            return *row(case), f"{blocks} x {launch.threads}", result, time.monotonic() - begun
 
-        jobs = [(case, launch, pool.submit(timed, launch)) for case in CASES for launch in launches_of(case)]
-        planted = plants(launches_of, kernels)
-        finds = [pool.submit(timed, launches_of(p.case)[-1], p.change) for p in planted]
-        proofs = [
-            (*row(case), f"{launch.grid[0] * launch.grid[1] * launch.grid[2]} x {launch.threads}", *job.result())
-            for case, launch, job in jobs
-        ]
-        found = [(p.what, *row(p.case), *job.result()) for p, job in zip(planted, finds, strict=True)]
-    what = ("variant", "epilogue", "seed", "options", "shape")
-    print(tabulate(proofs, (*what, "blocks x threads", "result", "seconds"), "github", floatfmt=".0f", missingval="–"))
-    print()
-    print(tabulate(found, ("planted", *what, "result", "seconds"), "github", floatfmt=".0f", missingval="–"))
-    wrong = [p for p in proofs if p[-2] != "race_free"]
-    missed = [f for f in found if not f[-2].startswith("potential_race")]
+        def start(case: Case, launch: Launch, *how: Any) -> Future[tuple[Any, ...]]:
+            return pool.submit(timed, case, launch, *how)
+
+        proofs = [start(case, launch) for case in CASES for launch in launches_of(case)]
+        equals = [start(case, launches_of(case)[-1], unchanged, case) for case in EQUAL]
+        planted = [(p.what, start(p.case, launches_of(p.case)[-1], p.change)) for p in plants(launches_of, kernels)]
+        other = EQUAL[0]
+        planted.append(("another reference", start(other, launches_of(other)[-1], unchanged, other, True)))
+        found = [("free of races", *job.result()) for job in proofs] + [("equal", *job.result()) for job in equals]
+        planted_found = [(what, *job.result()) for what, job in planted]
+    columns = ("variant", "epilogue", "seed", "options", "shape", "blocks x threads", "result", "seconds")
+    for first, lines in (("to be proven", found), ("planted", planted_found)):
+        print(tabulate(lines, (first, *columns), "github", floatfmt=".0f", missingval="–"), end="\n\n")
+    wrong = [line for line in found if line[-2] not in ("race_free", "verified")]
+    # Each of these is a finding, or no proof; what could not be read or was not done in time is neither.
+    missed = [line for line in planted_found if not line[-2].startswith(FINDINGS)]
     for line in wrong:
         print("not proven:", *line)
     for line in missed:
         print("not found:", *line)
-    print(f"\n{len(proofs)} launches, {len(found)} planted mistakes, {time.monotonic() - started:.0f} s")
+    print(f"{len(found)} proofs, {len(planted_found)} planted mistakes, {time.monotonic() - started:.0f} s")
     return 1 if wrong or missed else 0
 
 

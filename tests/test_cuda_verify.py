@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import cuda_code, cuda_ptx, cuda_verify
+from benchmarks import cuda_code, cuda_ptx, cuda_reference, cuda_verify
 from benchmarks.cuda_verify import Case, Launch
 
 KERNEL = "_ZN7rnn_ext4cuda15sequence_kernelIfNS0_13FloatMultiplyILi5ELi1EEENS0_{}ELb1ELb1EEEvNS0_13DeviceProblemIT_EEi"
@@ -99,6 +100,24 @@ def test_mistakes_are_planted_one_at_a_time() -> None:
     assert late == "cp.async.wait_group 3;"
 
 
+def test_a_reference_is_bound_to_the_kernels_objects(tmp_path: Path) -> None:
+    options = cuda_reference.write(tmp_path, (3, 2, 4), wrong=False)
+    binding = json.loads(Path(options[3]).read_text())
+    assert [a["shape"] for a in binding["reference"]["arguments"]] == [[4, 4], [3, 2, 4], [3, 2, 4], [2, 4]]
+    output, last = binding["outputs"]["tensors"]
+    assert output["right_allocation"] == "6:global6:output" and last["right_allocation"] == "6:global4:last"
+    assert output["right_strides_bytes"] == [32, 16, 4]
+    assert set(binding["right_inputs"]["allocations"].values()) == set(binding["left_inputs"]["allocations"])
+    weight, v, f = torch.randn(4, 4), torch.randn(3, 2, 4), torch.randn(3, 2, 4)
+    seed = torch.randn(2, 4)
+    code: dict[str, Any] = {}
+    exec(cuda_reference.REFERENCE.format(weight="weight"), code)
+    states, final = code["reference"](weight, v, f, seed)
+    torch.testing.assert_close(states[0], f[0] * (v[0] + seed))
+    torch.testing.assert_close(states[2], f[2] * (v[2] + states[1] @ weight))
+    torch.testing.assert_close(final, states[2])
+
+
 def a_launch(kernel: str = KERNEL.format("12AcrossDevice"), blocks: int = 2) -> Launch:
     words = [3, 0x7F0100000000]
     problem = b"".join(word.to_bytes(8, "little") for word in words).hex()
@@ -160,7 +179,9 @@ def test_it_fails_where_a_proof_is_missing_or_a_race_goes_unseen(monkeypatch: py
     monkeypatch.setattr(shutil, "which", lambda *_, **__: "here")
 
     def says(race_free: Callable[[str], bool]) -> None:
-        def verdict(_: Launch, text: str, change: Callable[[str], str] = lambda text: text) -> str:
+        def verdict(_: Launch, text: str, change: Callable[[str], str] = str, *reference: Any) -> str:
+            if reference:
+                return "equivalence_not_proven: x" if reference[1:] == (True,) else "verified"
             return "race_free" if race_free(change(text)) else "potential_race: here"
 
         monkeypatch.setattr(cuda_verify, "verdict", verdict)
@@ -172,6 +193,8 @@ def test_it_fails_where_a_proof_is_missing_or_a_race_goes_unseen(monkeypatch: py
     says(lambda text: text.count("bar.sync") == 2)  # the late copies go unseen
     assert cuda_verify.main([]) == 1
     says(lambda text: False)
+    assert cuda_verify.main([]) == 1
+    monkeypatch.setattr(cuda_verify, "verdict", lambda *_: "timeout: neither a proof nor a finding")
     assert cuda_verify.main([]) == 1
 
 

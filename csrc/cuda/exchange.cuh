@@ -82,12 +82,28 @@ class WithinCluster {
 // Blocks anywhere on the device, all there at the same time (a cooperative launch). States go through L2, in one of two
 // buffers of the workspace in turn, and each block has a flag that says how many epochs, steps, it has put.
 //
-// Why it is right, in the terms of PTX's memory model. (1) What is read was written: all threads of block a write their
-// part of epoch e, then meet at a barrier; thread 0 then stores e to a's flag with release at the scope of the device,
-// which by cumulativity covers what the barrier ordered before it. In block b a thread reads e with acquire, and after
-// the next barrier all of b's threads read the states. (2) Nothing is overwritten too early: epoch e + 2 has the buffer
-// of e. Block a writes it after it has seen every flag at e + 1; b stores e + 1 after a barrier that its threads reach
-// when their copies of epoch e are complete.
+// Why it is right, in the terms of PTX's memory model: of every two accesses to a place of a buffer, of which one
+// writes, one comes before the other in causality order. That order is made of program order, of barriers, and of
+// stores with release that loads with acquire observe, and it is transitive: a barrier's part of it reaches as far as
+// its block, a flag's as far as the device, and a chain of both as far as the flag.
+//
+// A flag orders because both its accesses are strong, of the same four bytes and of the scope .gpu, which has all of
+// the launch in it. Only thread 0 of its block writes it, with release each time; so whoever waits for e and finds a
+// later epoch has observed a release too, one that comes after e's in program order.
+//
+// (1) What is read was written. All threads of block a put their part of epoch e (ordinary stores) -> barrier -> thread
+// 0 stores e to a's flag with release -> a thread of b loads it with acquire -> barrier -> all threads of b copy.
+// (2) Nothing is overwritten too early: epoch e + 2 has the buffer of e. b's threads wait for their copies of e, which
+// until then are as another thread's -> barrier -> they compute, put e + 1 -> barrier -> thread 0 stores e + 1 with
+// release -> a's threads, one for each flag, load it with acquire -> barrier -> a puts e + 2.
+// (3) Within b: the copies write the states that b's threads multiplied by before the first of these barriers, and the
+// last comes before they do so again.
+//
+// No fence beside these: release and acquire are one each, and cp.async that is no bulk copy reads and writes by the
+// generic proxy, as loads and stores do. The zeros that flags begin with come from before the launch, on its stream.
+// Epochs go on from one part of the batch to the next, and all blocks of a team go through as many steps of each.
+//
+// `make verify-cuda` proves (1) to (3) for some launches, with an mbarrier in place of each pair of store and load.
 template <class State>
 class AcrossDevice {
  public:
