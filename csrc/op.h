@@ -30,6 +30,12 @@ struct OwnedRows {
   }
 };
 
+// What the kernel is to make the input of (recurrence.h, Projection), checked and with strides that it takes.
+struct ProjectionOf {
+  Tensor x, w_ih;
+  std::optional<Tensor> b_ih, b_hh;
+};
+
 // The arguments of all ops: recurrence is a call whose factor is absent.
 struct Call {
   std::optional<Tensor> input;
@@ -42,6 +48,7 @@ struct Call {
   Seed seed_kind;
   bool transpose;
   const Sizes& direction;
+  const ProjectionOf* projection = nullptr;  // the input is then nothing but its shape
 };
 
 // A contiguous tensor of the dtype and device of `like`.

@@ -42,10 +42,11 @@ constexpr bool may_leak(Epilogue e) { return !uses_factor(e) || e == Epilogue::g
 enum class Seed : int { none, state, product };
 
 struct Shape {
-  int64_t time = 0;    // T
-  int64_t batch = 0;   // B, the rows alive at the first step of a packed sequence
-  int64_t groups = 0;  // G independent recurrences side by side (directions, heads)
-  int64_t hidden = 0;  // H
+  int64_t time = 0;      // T
+  int64_t batch = 0;     // B, the rows alive at the first step of a packed sequence
+  int64_t groups = 0;    // G independent recurrences side by side (directions, heads)
+  int64_t hidden = 0;    // H
+  int64_t features = 0;  // I, where the kernel projects the input itself; 0: it is given
 };
 
 // Which rows live when. Rows are numbered so that longer sequences come first; row i lives at time t
@@ -88,12 +89,22 @@ struct States {
   constexpr T* at(int64_t group, int64_t row) const { return data + group * group_stride + row * row_stride; }
 };
 
-// A (G*H, H) matrix; one of its strides is 1.
+// A (G*H, H) matrix, or (G*H, I); one of its strides is 1.
 template <class T>
 struct Weight {
   const T* data = nullptr;
   int64_t row_stride = 0;
   int64_t column_stride = 0;
+};
+
+// In place of an input u: u_t = W_ih x_t + b_ih + b_hh, which the kernel makes as it goes. For sequences of one length
+// and an M that is not transposed, and kernels that can (cpu/projection.inl).
+template <class T>
+struct Projection {
+  Sequence<const T> x;      // (T, B, I); null: u is given
+  Weight<T> weight;         // (G*H, I)
+  const T* b_ih = nullptr;  // (G*H), contiguous; both or neither null
+  const T* b_hh = nullptr;
 };
 
 template <class T>
@@ -106,6 +117,7 @@ struct Problem {
   const int64_t* direction = nullptr;  // [G], +1 forward in time, -1 reversed
   Weight<T> weight;
   Sequence<const T> input;    // u or v
+  Projection<T> projection;   // or what u is made of
   Sequence<const T> factor;   // f, for the epilogues that use one
   Sequence<const T> leak;     // z; or
   Sequence<const bool> kept;  // the same where it is 0 or 1; both null: none leaks

@@ -159,7 +159,7 @@ def _backward(
 
 
 def _sum_of_rows(rows: Tensor) -> Tensor:
-    """As the plain op sums, where that will do: whether a mode watches must not change a bit."""
+    """As the plain op sums, where that will do."""
     if torch.is_grad_enabled() or not dispatch.is_ordinary((rows,)):
         return rows.sum(0)
     return dispatch.below_autograd(torch.ops.rnn_ext.sum_of_rows.default, (rows,))

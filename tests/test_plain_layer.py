@@ -1,13 +1,16 @@
-"""The CPU's ops for a plain layer beside the pieces that they stand for, which run where a dispatch mode watches."""
+"""The CPU's ops for a plain layer beside the pieces that they stand for, which run where a dispatch mode watches, and
+beside torch.nn.RNN. Where the kernel projects the input itself, in float32 and float64, its sums have another order."""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from helpers import assert_as_accurate
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnn_ext
@@ -47,7 +50,9 @@ def plain_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return calls
 
 
-def results(module: rnn_ext.RNN, x: Tensor, hx: Tensor | None, g: Tensor | None, g_n: Tensor | None) -> list[Tensor]:
+def results(
+    module: rnn_ext.RNN | nn.RNN, x: Tensor, hx: Tensor | None, g: Tensor | None, g_n: Tensor | None
+) -> list[Tensor]:
     """The outputs, and the gradients of everything."""
     output, h_n = module(x, hx)
     given = [(t, grad) for t, grad in ((output, g), (h_n, g_n)) if grad is not None]
@@ -66,7 +71,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
     ("time", "batch", "features", "hidden"),
     [(1, 1, 64, 64), (1, 3, 2, 7), (2, 1, 1, 1), (5, 3, 4, 7), (33, 5, 3, 17), (100, 1, 64, 64), (101, 17, 3, 64)],
 )
-def test_the_bits_are_those_of_the_pieces(
+def test_results_are_those_of_the_pieces(
     time: int,
     batch: int,
     features: int,
@@ -77,6 +82,7 @@ def test_the_bits_are_those_of_the_pieces(
     plain_calls: Counter[str],
 ) -> None:
     module = rnn_ext.RNN(features, hidden, bias=bias, **options).to(dtype)
+    torch_module = rnn_ext.to_torch(copy.deepcopy(module))
     groups = len(module.all_weights)
     columns = hidden * (2 if module.bidirectional else 1)
     x = torch.randn(time, batch, features, dtype=dtype, requires_grad=True)
@@ -90,7 +96,17 @@ def test_the_bits_are_those_of_the_pieces(
             pieces = results(module, x, *case)
         assert plain_calls == called
         assert watch.calls["recurrence"] == watch.calls["linear_recurrence"] == module.num_layers
-        assert all(map(torch.equal, plain, pieces))
+        if dtype in (torch.float16, torch.bfloat16):
+            assert all(map(torch.equal, plain, pieces))
+            continue
+        theirs = results(torch_module, x, *case)
+        inputs = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in (x, *case)]
+        exact = results(copy.deepcopy(torch_module).double(), *inputs)
+        # Weights' gradients are sums of T B terms of about 1 with either sign, and so are their errors.
+        shape, walk = (time, batch, features, hidden), (time * batch) ** 0.5
+        for compared in (plain, pieces):
+            for ours, other, oracle in zip(compared, theirs, exact, strict=True):
+                assert_as_accurate(ours, other, oracle, f"{shape} {options}", scale=walk)
     assert plain_calls["_plain_layer"] == plain_calls["_plain_layer_backward"] == len(cases) * module.num_layers
     expected = module(x, hx)
     with torch.inference_mode():

@@ -16,8 +16,9 @@ struct Plan;
 
 // What one call's workers share besides the problem; sizes from the plan.
 struct Workspace {
-  void* packed = nullptr;        // G groups of packed panels
+  void* packed = nullptr;        // G groups of packed panels, with those of W_ih and biases where it is projected
   void* states = nullptr;        // two buffers of G*B rows
+  void* ahead = nullptr;         // inputs of coming steps (projection.inl)
   Arrivals* arrivals = nullptr;  // two barriers' worth
 };
 

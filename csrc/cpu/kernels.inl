@@ -8,6 +8,8 @@
 #include "pack.inl"
 #include "microkernel.inl"
 #include "epilogue.inl"
+#include "segment.inl"
+#include "projection.inl"
 #include "recurrence.inl"
 
 template <class T>

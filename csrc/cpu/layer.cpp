@@ -132,17 +132,32 @@ void check_projection(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, c
                   "all of the tensors must be on the CPU and of w_hh's dtype");
 }
 
+// What the kernel reads of them: x by rows, biases that are contiguous, and a matrix by either.
+ProjectionOf readable(const Tensor& x, const Tensor& w_ih, const std::optional<Tensor>& b_ih,
+                      const std::optional<Tensor>& b_hh) {
+  auto unit = [](const Tensor& t, int64_t d) { return t.stride(d) == 1 || t.size(d) <= 1; };
+  auto rows = [&](const Tensor& t) { return unit(t, t.dim() - 1) ? t : torch::stable::contiguous(t); };
+  auto bias = [&](const std::optional<Tensor>& b) { return b ? std::optional(rows(*b)) : std::nullopt; };
+  return {rows(x), w_ih.stride(0) == 1 ? w_ih : rows(w_ih), bias(b_ih), bias(b_hh)};
+}
+
 Results plain_layer(Tensor x, std::optional<Tensor> h0, Tensor w_ih, Tensor w_hh, std::optional<Tensor> b_ih,
                     std::optional<Tensor> b_hh, bool relu, bool reversed) {
   check_projection(x, w_ih, w_hh, b_ih, b_hh);
   const Tensor u = empty(x, {x.size(0), x.size(1), w_ih.size(0)});
-  const Tensor u_rows = rows_of(u);
-  if (b_ih) fill_rows(u_rows, *b_ih, *b_hh);
-  multiply(u_rows, rows_of(x), transposed(w_ih), /*add=*/b_ih.has_value());
   const Seed kind = h0 ? Seed::state : Seed::none;
   const Epilogue phi = relu ? Epilogue::relu : Epilogue::tanh;
   const Sizes direction = alternating(w_hh, reversed);
   Call c{u, std::move(h0), std::move(w_hh), {}, {}, {}, {}, {}, {}, phi, kind, false, direction};
+  std::optional<ProjectionOf> projection;
+  if (cpu::projects(c.weight, x.size(0) * x.size(1), x.size(2))) {
+    projection = readable(x, w_ih, b_ih, b_hh);
+    c.projection = &*projection;
+  } else {
+    const Tensor u_rows = rows_of(u);
+    if (b_ih) fill_rows(u_rows, *b_ih, *b_hh);
+    multiply(u_rows, rows_of(x), transposed(w_ih), /*add=*/b_ih.has_value());
+  }
   // Each element of u is read before its h is written.
   return run_call(cpu::kRuns, std::move(c), u);
 }

@@ -1,10 +1,10 @@
-// The inner product: C[i][:] = sum_k A[i][k] * P[k][:] for a tile of rows and one packed panel.
+// The inner product: C[i][:] = sum_k A[i][k] * P[k][:], or that much more, for a tile of rows and one packed panel.
 // Included inside a per-ISA namespace.
 //
 // Contract
-//   A: the states, row stride lda, `depth` values a row, any alignment.
+//   A: the states, or x, row stride lda, `depth` values a row, any alignment.
 //   P: one panel, [depth][NV vectors], contiguous (pack.inl); columns past H are zero.
-//   C: M rows of NV whole vectors, contiguous; what was there does not matter.
+//   C: M rows of NV whole vectors, row stride ldc; unless `add`, what was there does not matter.
 //   Every element of C is summed in one order, fixed by H and the ISA alone (below). So a row's result
 //   is the same bits in whatever tile, panel width, thread or batch it is computed.
 //
@@ -39,12 +39,12 @@ struct Numbers {
 
 template <class Inner>
 using MultiplyTile = void (*)(const typename Inner::Element* a, int64_t lda, const typename Inner::Element* panel,
-                              int64_t depth, typename Inner::Sum* c);
+                              int64_t depth, typename Inner::Sum* c, int64_t ldc, bool add);
 
 // Of a sum's chains, `Together` are computed side by side.
 template <class Inner, int M, int NV, int Chains, int Together>
 void multiply_tile(const typename Inner::Element* a, int64_t lda, const typename Inner::Element* panel, int64_t depth,
-                   typename Inner::Sum* c) {
+                   typename Inner::Sum* c, int64_t ldc, bool add) {
   using T = typename Inner::Sum;
   constexpr int L = kLanes<T>;
   for (int64_t begin = 0; begin < depth; begin += kSumBlock) {
@@ -70,15 +70,15 @@ void multiply_tile(const typename Inner::Element* a, int64_t lda, const typename
       if constexpr (Together == 2) {
         if (k < end) step(k, 0);
       }
-      const bool first = begin == 0 && pass == 0;
+      const bool first = !add && begin == 0 && pass == 0;
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) {
-          T* total = c + (m * NV + v) * L;
-          Vec<T> sum = acc[0][m][v];
+          T* total = c + m * ldc + v * L;
+          Vec<T> sum = first ? acc[0][m][v] : load(total) + acc[0][m][v];
           if constexpr (Together == 2) sum += acc[1][m][v];
-          store(total, first ? sum : load(total) + sum);
+          store(total, sum);
         }
       }
     }
@@ -124,10 +124,12 @@ struct VectorKernel {
   using Sum = Compute<S>;
   using State = Sum;
   using Packed = Sum;
+  static constexpr bool kProjects = std::is_same_v<S, Sum>;  // x is multiplied as it lies there
   // The largest tile, in elements.
   static constexpr int kSums = kAccumulators * kLanes<Sum>;
   static constexpr Tiling tiling = {kLanes<Sum>,       sizeof(Packed), sizeof(State),    1, kPanelVectors,
-                                    kWidePanelVectors, kWidePanelRows, kTwoChainVectors, 1, 2.0};
+                                    kWidePanelVectors, kWidePanelRows, kTwoChainVectors, 1, 2.0,
+                                    kProjects};
 
   explicit VectorKernel(const Panels&) {}
   static void pack(const Weight<S>& w, int64_t group, bool transpose, const Panels& panels, int64_t j, Packed* packed) {
@@ -138,6 +140,11 @@ struct VectorKernel {
   void prepare(int64_t /*rows*/) {}
   void multiply(const State* a, int64_t stride, int rows, const Packed* panel, int width, int chains, int64_t depth,
                 Sum* sums) {
-    multiply_tile_for<Numbers<Sum>>(rows, width, chains)(a, stride, panel, depth, sums);
+    multiply_onto(a, stride, rows, panel, width, chains, depth, sums, width * kLanes<Sum>, false);
+  }
+  // To sums that lie `pitch` apart, or onto them.
+  void multiply_onto(const State* a, int64_t stride, int rows, const Packed* panel, int width, int chains,
+                     int64_t depth, Sum* sums, int64_t pitch, bool add) {
+    multiply_tile_for<Numbers<Sum>>(rows, width, chains)(a, stride, panel, depth, sums, pitch, add);
   }
 };

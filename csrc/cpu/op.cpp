@@ -49,8 +49,21 @@ class Crowd {
 Crowd crowd;
 
 template <class T>
-void run(const Call& c, const Shape& shape, const OwnedRows& rows, const Tensor& output, const Tensor& last) {
+Projection<T> projection_of(const ProjectionOf& p) {
+  auto bias = [](const std::optional<Tensor>& b) { return b ? static_cast<const T*>(b->const_data_ptr()) : nullptr; };
+  const Weight<T> weight = {static_cast<const T*>(p.w_ih.const_data_ptr()), p.w_ih.stride(0), p.w_ih.stride(1)};
+  return {sequence_of<const T>(p.x), weight, bias(p.b_ih), bias(p.b_hh)};
+}
+
+template <class T>
+void run(const Call& c, const Shape& checked, const OwnedRows& rows, const Tensor& output, const Tensor& last) {
+  Shape shape = checked;
+  if (c.projection) shape.features = c.projection->x.size(2);
   Problem<T> problem = problem_of<T>(c, shape, output, last);
+  if (c.projection) {
+    problem.input = {};
+    problem.projection = projection_of<T>(*c.projection);
+  }
   problem.rows = rows.view();
   problem.direction = c.direction.data();
 
@@ -58,15 +71,16 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, const Tensor&
   const int threads = static_cast<int>(torch::stable::get_num_threads());
   Plan plan = make_plan(shape, kernel.tiling, this_machine(), threads);
   if (plan.column_workers > 1 && crowd.here()) plan = make_plan(shape, kernel.tiling, this_machine(), threads, false);
-  // One allocation for both; each part is a whole number of cache lines and begins at one. From malloc, not from an
+  // One allocation for all; each part is a whole number of cache lines and begins at one. From malloc, not from an
   // aligned allocation: glibc's memalign splits a block at both ends, and before 2.38 a long run of calls
   // leaves the heap growing and each call searching through it, at ten times the cost of a small one.
   constexpr int64_t line = 64;
-  const int64_t packed = (plan.packed_bytes + line - 1) / line * line;
-  const std::unique_ptr<char[]> scratch(new char[packed + plan.states_bytes + line]);
+  auto whole_lines = [](int64_t bytes) { return (bytes + line - 1) / line * line; };
+  const int64_t packed = whole_lines(plan.packed_bytes), states = whole_lines(plan.states_bytes);
+  const std::unique_ptr<char[]> scratch(new char[packed + states + plan.ahead_bytes + line]);
   char* const memory = scratch.get() + (line - reinterpret_cast<uintptr_t>(scratch.get()) % line);
   std::vector<Arrivals> arrivals(plan.workers() > 1 ? 2 * plan.workers() : 0);
-  const Workspace space = {memory, memory + packed, arrivals.data()};
+  const Workspace space = {memory, memory + packed, memory + packed + states, arrivals.data()};
 
   struct Context {
     const Problem<T>& problem;
@@ -90,6 +104,17 @@ void run(const Call& c, const Shape& shape, const OwnedRows& rows, const Tensor&
 
 namespace cpu {
 constexpr Runs kRuns = {run<float>, run<double>, run<half>, run<bfloat16>};
+bool projects(const Tensor& w_hh, int64_t rows, int64_t features) {
+  const Isa& isa = current_isa();
+  auto does = [&](const Tiling& tiling) {
+    return rnn_ext::projects(rows, w_hh.size(1), features, tiling, this_machine());
+  };
+  switch (w_hh.scalar_type()) {
+    case torch::headeronly::ScalarType::Float: return does(isa.f32.tiling);
+    case torch::headeronly::ScalarType::Double: return does(isa.f64.tiling);
+    default: return false;
+  }
+}
 constexpr auto kRecurrence = On<kRuns, recurrence>::call;
 constexpr auto kLinearRecurrence = On<kRuns, linear_recurrence>::call;
 constexpr auto kLeakyLinearRecurrence = On<kRuns, leaky_linear_recurrence>::call;

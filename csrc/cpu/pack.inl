@@ -1,4 +1,4 @@
-// Packing one panel of M (W or its transpose): P[k][c] = M[column + c][k], zero past H, so that the
+// Packing one panel of M (W, its transpose or W_ih): P[k][c] = M[column + c][k], zero past H, so that the
 // microkernel streams it. Included inside a per-ISA namespace.
 //
 // Either c or k runs along contiguous memory (op.cpp sees to that): rows of P are then copied, or square blocks
@@ -28,7 +28,7 @@ void pack_panel(const Weight<S>& w, int64_t group, bool transpose, const Panels&
                 Compute<S>* packed) {
   using T = Compute<S>;
   constexpr int L = kLanes<T>;
-  const int64_t hidden = panels.hidden, column = panels.first(j) * panels.lanes;
+  const int64_t hidden = panels.hidden, inner = panels.inner, column = panels.first(j) * panels.lanes;
   const int64_t width = panels.width(j) * panels.lanes;
   const int64_t valid = std::min(width, hidden - column);
   // M[c][k] = origin[c * along_c + k * along_k]
@@ -37,15 +37,15 @@ void pack_panel(const Weight<S>& w, int64_t group, bool transpose, const Panels&
   const S* origin = w.data + group * hidden * w.row_stride + column * along_c;
   T* panel = packed + panels.offset(j);
   if (along_c == 1) {
-    for (int64_t k = 0; k < hidden; ++k) {
+    for (int64_t k = 0; k < inner; ++k) {
       convert_row(panel + k * width, origin + k * along_k, valid);
       std::fill(panel + k * width + valid, panel + (k + 1) * width, T(0));
     }
     return;
   }
   for (int64_t c0 = 0; c0 < width; c0 += L) {
-    for (int64_t k0 = 0; k0 < hidden; k0 += L) {
-      const int depth = static_cast<int>(std::min<int64_t>(L, hidden - k0));
+    for (int64_t k0 = 0; k0 < inner; k0 += L) {
+      const int depth = static_cast<int>(std::min<int64_t>(L, inner - k0));
       const S* block = origin + c0 * along_c + k0;
       Vec<T> rows[L];
 #pragma GCC unroll 16

@@ -1,5 +1,5 @@
 // How the columns of a state are cut into panels: column panels of whole vectors, the unit of packing,
-// of the microkernel and of the split over cores.
+// of the microkernel and of the split over cores. A panel has a row for each element of what is multiplied.
 #pragma once
 
 #include <cstdint>
@@ -18,18 +18,21 @@ struct Tiling {
   int two_chain_vectors;           // up to this width of all of H, sums over k run in two chains
   int row_multiple;                // what rows are rounded up to in the time that they take
   double multiply_adds_per_cycle;  // in vectors of `lanes`
+  bool projects = false;           // whether it can make its own input (recurrence.h, Projection)
 };
 
 struct Panels {
   int64_t hidden;   // H: columns in all before padding
-  int64_t depth;    // rows of a packed panel: H, padded to what the kernel multiplies at once
+  int64_t inner;    // H, or I in panels of W_ih
+  int64_t depth;    // rows of a packed panel: that, padded to what the kernel multiplies at once
   int lanes;        // elements a vector
   int64_t vectors;  // ceil(H / lanes)
   int64_t count;    // panels; their widths differ by at most one vector
 
-  Panels(int64_t hidden_, const Tiling& tiling, int64_t count_)
+  Panels(int64_t hidden_, int64_t inner_, const Tiling& tiling, int64_t count_)
       : hidden(hidden_),
-        depth((hidden_ + tiling.depth_multiple - 1) / tiling.depth_multiple * tiling.depth_multiple),
+        inner(inner_),
+        depth((inner_ + tiling.depth_multiple - 1) / tiling.depth_multiple * tiling.depth_multiple),
         lanes(tiling.lanes),
         vectors((hidden_ + lanes - 1) / lanes),
         count(count_) {}

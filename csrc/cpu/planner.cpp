@@ -22,13 +22,21 @@ constexpr double kBarrierCycles = 450;   // two cache-line transfers between cor
 constexpr double kStateLineCycles = 15;  // fetching a line of another core's state, overlapped
 constexpr double kLaunchCycles = 12000;  // waking the pool and joining it: about 4 us
 
+// Steps whose inputs are made ahead: several tiles' worth, so that W_ih comes from L2 once for all of them.
+constexpr int64_t kStepsAhead = 64;
+
+// See projects.
+constexpr int64_t kRowsWorthPacking = 16, kElementsWorthPacking = 1 << 14;
+
+// A quarter of a cache is left to everything else that a step touches.
+constexpr double kCacheShare = 0.75;
+
 double weight_bytes_per_cycle(double bytes, const Machine& m, double vector_bytes) {
-  // A quarter of a cache is left to everything else that a step touches.
-  if (bytes < 0.75 * m.l1) return kLoadPorts * vector_bytes;
-  if (bytes < 0.75 * m.l2) return kL2BytesPerCycle;
-  if (bytes < 0.75 * m.l3) {
+  if (bytes < kCacheShare * m.l1) return kLoadPorts * vector_bytes;
+  if (bytes < kCacheShare * m.l2) return kL2BytesPerCycle;
+  if (bytes < kCacheShare * m.l3) {
     // Serpentine order finds what L2 still holds of the last step.
-    const double kept = 0.75 * m.l2 / bytes;
+    const double kept = kCacheShare * m.l2 / bytes;
     return 1 / (kept / kL2BytesPerCycle + (1 - kept) / kL3BytesPerCycle);
   }
   return kMemoryBytesPerCycle;
@@ -45,8 +53,9 @@ double step_cycles(const Shape& s, const Tiling& k, const Machine& m, Grid grid)
   const double groups = std::max<double>(1, std::min<double>(s.groups, rows / std::max<int64_t>(1, s.batch)));
   const double vectors = (s.hidden + k.lanes - 1) / k.lanes;
   const double my_vectors = (vectors + grid.columns - 1) / grid.columns;
-  const double weights = groups * s.hidden * my_vectors * vector_bytes;
-  const double fma = tiled_rows * s.hidden * my_vectors / k.multiply_adds_per_cycle;
+  const double depth = static_cast<double>(s.hidden + s.features);
+  const double weights = groups * depth * my_vectors * vector_bytes;
+  const double fma = tiled_rows * depth * my_vectors / k.multiply_adds_per_cycle;
   const double weight_stream = weights / weight_bytes_per_cycle(weights, m, vector_bytes);
   double cycles = std::max(fma, weight_stream) + rows * (my_vectors * kEpilogueCycles + kRowStepCycles);
   if (grid.columns > 1) {
@@ -96,19 +105,40 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
   const int64_t rows_together = std::min(shape.batch, (all_rows + best.rows - 1) / best.rows);
   const int widest = rows_together <= tiling.wide_panel_rows ? tiling.wide_panel_vectors : tiling.panel_vectors;
   // As few as the registers allow, and the same number for every column worker.
-  plan.panels = (vectors + widest - 1) / widest;
-  plan.panels = std::min(vectors, (plan.panels + best.columns - 1) / best.columns * best.columns);
+  auto panels_for = [&](int64_t vectors_a_panel) {
+    const int64_t fewest = (vectors + vectors_a_panel - 1) / vectors_a_panel;
+    return std::min(vectors, (fewest + best.columns - 1) / best.columns * best.columns);
+  };
+  plan.panels = panels_for(widest);
   plan.chains = vectors <= tiling.two_chain_vectors ? 2 : 1;
   // Whole cache lines, and one more: at H = 1024 rows would otherwise lie 4096 bytes apart, and all of a tile's rows
   // fall into one set of the L1 cache.
-  const Panels panels(shape.hidden, tiling, plan.panels);
+  const Panels panels(shape.hidden, shape.hidden, tiling, plan.panels);
   const int64_t line = 64 / tiling.state_bytes;
   plan.state_stride = ((panels.padded_columns() + line - 1) / line + 1) * line;
   plan.packed_bytes = shape.groups * panels.packed_size() * tiling.packed_bytes;
   plan.states_bytes = 2 * all_rows * plan.state_stride * tiling.state_bytes;
+  if (shape.features > 0) {
+    const bool ahead = rows_together <= tiling.wide_panel_rows;
+    plan.projection_panels = ahead ? panels_for(tiling.panel_vectors) : plan.panels;
+    const Panels ih(shape.hidden, shape.features, tiling, plan.projection_panels);
+    plan.packed_bytes += shape.groups * (ih.packed_size() + ih.padded_columns()) * tiling.packed_bytes;
+    // A row more, for the case that fewer workers come and share the room.
+    if (ahead)
+      plan.ahead_bytes = best.rows * std::min(shape.time, kStepsAhead) * (rows_together + 1) * panels.padded_columns() *
+                         tiling.packed_bytes;
+  }
   plan.cycles = least;
   plan.serial_cycles = serial;
   return plan;
+}
+
+bool projects(int64_t rows, int64_t hidden, int64_t features, const Tiling& tiling, const Machine& machine) {
+  if (!tiling.projects || features == 0) return false;
+  // Packing W_ih takes about a cycle an element. A GEMM of few rows reads it as it lies, for some microseconds more.
+  if (rows < kRowsWorthPacking && hidden * features > kElementsWorthPacking) return false;
+  // Larger weights would come from L3 in each step; a GEMM of the whole sequence blocks them.
+  return hidden * (hidden + features) * tiling.packed_bytes <= kCacheShare * machine.l2;
 }
 
 std::string reason(const Plan& plan, const Shape& shape) {

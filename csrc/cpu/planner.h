@@ -28,6 +28,10 @@ struct Plan {
   int64_t state_stride = 0;  // elements between rows of a state buffer
   int64_t packed_bytes = 0;  // all groups
   int64_t states_bytes = 0;  // both buffers
+  // Where the input is projected (recurrence.h): panels of W_ih, a group; and room for inputs made ahead, none where
+  // rows fill tiles.
+  int64_t projection_panels = 0;
+  int64_t ahead_bytes = 0;
   // As the model has it, all steps: of this plan, and of one thread.
   double cycles = 0, serial_cycles = 0;
 
@@ -38,6 +42,10 @@ struct Plan {
 // cores are known to be busy with something else.
 Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine, int threads,
                bool may_share_columns = true);
+
+// Whether the kernel is to project the input itself: `rows` of all steps, of so many features. Not a matter of threads,
+// so that they do not change the order of summation.
+bool projects(int64_t rows, int64_t hidden, int64_t features, const Tiling& tiling, const Machine& machine);
 
 // Why, in a sentence.
 std::string reason(const Plan& plan, const Shape& shape);

@@ -1,93 +1,8 @@
 // The loop over time: one worker's share of a call. Included inside a per-ISA namespace.
 //
-// Every worker goes through all T steps in one parallel region. The states lie in two compact buffers
-// (the previous step's and this one's), row stride `stride`, whatever the layout of the tensors: the
-// microkernel streams them, and the epilogue copies each finished state to where the output wants it.
+// Every worker goes through all T steps in one parallel region.
 //
 // K is one of the kernels, VectorKernel, DotKernel or AmxKernel: how tiles are multiplied, and in what formats.
-
-template <class K>
-struct Worker {
-  const Problem<typename K::Storage>& problem;
-  const Panels& panels;
-  int chains;
-  int64_t panel_begin, panel_end;    // my columns, in panels
-  int64_t column_begin, column_end;  // the same in elements, at most H
-  int64_t stride;                    // of a state row
-  StepBarrier& peers;                // who shares my rows and computes their other columns
-  int peer, peer_count;
-  bool retired;  // a peer has taken my work over
-  K& kernel;
-
-  // The end of a step that peers share. What a peer that lost its core would do, one of the others does from now on.
-  void meet_peers() {
-    const bool late = peers.arrive_and_wait(peer);
-    const int survivor = peers.takeover();
-    if (survivor < 0) {
-      if (late) peers.propose_takeover(peer);
-    } else {
-      retired = survivor != peer;
-      peer_count = 1;
-      panel_begin = column_begin = 0;
-      panel_end = panels.count;
-      column_end = problem.shape.hidden;
-    }
-  }
-};
-
-// Rows of one group that one worker takes through time: rows first, first + step, ... , count of them.
-struct Segment {
-  int64_t group, first, step, count;
-  int64_t state_row;  // where they lie in the state buffers, contiguous
-
-  int64_t row(int64_t i) const { return first + i * step; }
-  int64_t alive(const Rows& rows, int64_t t) const {
-    if (!rows.ragged()) return count;
-    const int64_t n = rows.alive_at[t] - first;
-    return n <= 0 ? 0 : std::min(count, (n + step - 1) / step);
-  }
-};
-
-// Both buffers, since a reversed row may enter at any step.
-template <class K>
-void seed_states(const Worker<K>& me, const Segment& seg, typename K::State* const states[2]) {
-  const auto& p = me.problem;
-  const int64_t columns = me.column_end - me.column_begin;
-  for (int64_t i = 0; i < seg.count; ++i) {
-    const int64_t row = p.rows.batch_index(seg.row(i));
-    for (int b = 0; b < 2; ++b) {
-      typename K::State* state = states[b] + i * me.stride + me.column_begin;
-      convert_row(state, p.seed.at(seg.group, row) + me.column_begin, columns);
-      if (p.masks_states()) multiply_row(state, p.mask.at(seg.group, row) + me.column_begin, columns);
-    }
-  }
-}
-
-// What stands between a finished step and the next, for the rows that go on: a reset row's state is zeros, and M's
-// mask, unless M is transposed, belongs to what it multiplies.
-template <class K>
-void carry_over(const Worker<K>& me, const Segment& seg, int64_t rows, const bool* resets, typename K::State* states) {
-  const auto& p = me.problem;
-  const int64_t columns = me.column_end - me.column_begin;
-  for (int64_t i = 0; i < rows; ++i) {
-    const int64_t row = p.rows.batch_index(seg.row(i));
-    typename K::State* state = states + i * me.stride + me.column_begin;
-    if (resets && resets[row])
-      std::fill(state, state + columns, typename K::State{});
-    else if (p.masks_states())
-      multiply_row(state, p.mask.at(seg.group, row) + me.column_begin, columns);
-  }
-}
-
-// What follows a 16-bit state's last column is multiplied too (pairs.inl).
-template <class K>
-void clear_padding(const Worker<K>& me, const Segment& seg, typename K::State* const states[2]) {
-  if (me.column_end < me.problem.shape.hidden) return;
-  for (int64_t i = 0; i < seg.count; ++i)
-    for (int b = 0; b < 2; ++b)
-      std::memset(states[b] + i * me.stride + me.column_end, 0,
-                  (me.stride - me.column_end) * sizeof(typename K::State));
-}
 
 // finish_row where states leak, all that this takes included: apart, so that it does not weigh on calls without a leak.
 // The state buffers hold what M multiplies, masked or scaled, so what leaks is read where the step before has put it
@@ -157,9 +72,10 @@ template <Epilogue E, class K>
   }
 }
 
+// `projected` makes the input; null where it is given.
 template <Epilogue E, class K>
 void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* packed,
-                 typename K::State* const states[2]) {
+                 typename K::State* const states[2], ProjectedInput<K>* projected) {
   using S = typename K::Storage;
   using State = typename K::State;
   using Sum = typename K::Sum;
@@ -200,13 +116,28 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
 
       // As few tiles as fit the registers, all of nearly one height: a low tile wastes FMA slots.
       const int tallest = me.kernel.tallest(width);
-      const int64_t tiles = (going + tallest - 1) / tallest;
-      for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t i0 = tile * going / tiles, i1 = (tile + 1) * going / tiles;
+      auto for_each_tile = [&](int64_t rows, auto visit) {
+        const int64_t tiles = (rows + tallest - 1) / tallest;
+        for (int64_t tile = 0; tile < tiles; ++tile) visit(tile * rows / tiles, (tile + 1) * rows / tiles);
+      };
+      if constexpr (K::kProjects) {
+        if (projected) {
+          for_each_tile(alive, [&](int64_t i0, int64_t i1) {
+            int64_t pitch = 0;
+            Sum* const begun = projected->begin_sums(s, j, i0, i1, sums, &pitch);
+            if (going > 0)
+              me.kernel.multiply_onto(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, width,
+                                      me.chains, panels.depth, begun, pitch, true);
+            finish_rows<E, K>(me, seg, step, i0, i1, begun, pitch, column, columns);
+          });
+          continue;
+        }
+      }
+      for_each_tile(going, [&](int64_t i0, int64_t i1) {
         me.kernel.multiply(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, width, me.chains,
                            panels.depth, sums);
         finish_rows<E, K>(me, seg, step, i0, i1, sums, width * panels.lanes, column, columns);
-      }
+      });
       for (int64_t i = going; i < alive; ++i) {
         std::fill(sums, sums + width * panels.lanes, Sum(0));
         if (p.seed_kind == Seed::product && !leaks)
@@ -239,52 +170,15 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
   }
 }
 
-// No step at all: each row's last state is the one it started from.
-template <class K>
-void copy_seed_to_last(const Worker<K>& me, const Segment& seg) {
-  using S = typename K::Storage;
-  const Problem<S>& p = me.problem;
-  for (int64_t i = seg.first; i < seg.first + seg.count; ++i) {
-    S* last = p.last.at(seg.group, i) + me.column_begin;
-    if (p.seed_kind == Seed::state)
-      std::memcpy(last, p.seed.at(seg.group, i) + me.column_begin, (me.column_end - me.column_begin) * sizeof(S));
-    else
-      std::fill(last, last + (me.column_end - me.column_begin), S{});
-  }
-}
-
 template <class K>
 void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* packed,
-                 typename K::State* const states[2]) {
+                 typename K::State* const states[2], ProjectedInput<K>* projected) {
   switch (me.problem.epilogue) {
-    case Epilogue::tanh: return run_segment<Epilogue::tanh>(me, seg, packed, states);
-    case Epilogue::relu: return run_segment<Epilogue::relu>(me, seg, packed, states);
-    case Epilogue::tanh_derivative: return run_segment<Epilogue::tanh_derivative>(me, seg, packed, states);
-    case Epilogue::relu_derivative: return run_segment<Epilogue::relu_derivative>(me, seg, packed, states);
-    case Epilogue::given_derivative: return run_segment<Epilogue::given_derivative>(me, seg, packed, states);
-  }
-}
-
-// Calls visit(segment) for each segment of row worker `w` of `workers`.
-template <class Visit>
-void for_each_segment(const Shape& shape, const Rows& rows, int64_t w, int64_t workers, Visit visit) {
-  const int64_t batch = shape.batch;
-  if (rows.ragged() && shape.groups % workers != 0) {
-    // Long rows come first, so neighbours are dealt out in turn, and every worker ends at about the
-    // same time. Its rows lie together in the state buffers, behind those of the workers before it.
-    const int64_t count = w < batch ? (batch - w + workers - 1) / workers : 0;
-    const int64_t before = w * (batch / workers) + std::min(w, batch % workers);
-    for (int64_t g = 0; g < shape.groups && count > 0; ++g) visit(Segment{g, w, workers, count, g * batch + before});
-    return;
-  }
-  // One even cut of all G*B rows: whole groups to a worker where there are enough of them.
-  const int64_t all = shape.groups * batch;
-  const int64_t end = (w + 1) * all / workers;
-  for (int64_t row = w * all / workers; row < end;) {
-    const int64_t g = row / batch, first = row % batch;
-    const int64_t count = std::min(batch - first, end - row);
-    visit(Segment{g, first, 1, count, row});
-    row += count;
+    case Epilogue::tanh: return run_segment<Epilogue::tanh>(me, seg, packed, states, projected);
+    case Epilogue::relu: return run_segment<Epilogue::relu>(me, seg, packed, states, projected);
+    case Epilogue::tanh_derivative: return run_segment<Epilogue::tanh_derivative>(me, seg, packed, states, projected);
+    case Epilogue::relu_derivative: return run_segment<Epilogue::relu_derivative>(me, seg, packed, states, projected);
+    case Epilogue::given_derivative: return run_segment<Epilogue::given_derivative>(me, seg, packed, states, projected);
   }
 }
 
@@ -298,7 +192,8 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
   const int row_workers = workers / column_workers;
   const int row_worker = worker / column_workers, column_worker = worker % column_workers;
 
-  const Panels panels(shape.hidden, K::tiling, plan.panels);
+  const Panels panels(shape.hidden, shape.hidden, K::tiling, plan.panels);
+  const Panels projection_panels(shape.hidden, shape.features, K::tiling, plan.projection_panels);
   K kernel(panels);
   const int64_t begin = column_worker * panels.count / column_workers;
   const int64_t end = (column_worker + 1) * panels.count / column_workers;
@@ -317,7 +212,10 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
                   column_workers,
                   false,
                   kernel};
+  // W_hh of all groups, W_ih of all, and their biases.
   auto* const packed = static_cast<typename K::Packed*>(space.packed);
+  auto* const packed_ih = packed + shape.groups * panels.packed_size();
+  auto* const biases = packed_ih + shape.groups * projection_panels.packed_size();
   auto* const states = static_cast<typename K::State*>(space.states);
   auto states_of = [&](const Segment& seg, typename K::State* pair[2]) {
     for (int b = 0; b < 2; ++b) pair[b] = states + (b * shape.groups * shape.batch + seg.state_row) * me.stride;
@@ -330,10 +228,23 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
   }
   // Each worker packs panels of its own columns, which so land in its own cache, and shares that with
   // the workers of other rows.
-  for (int64_t g = 0; g < shape.groups; ++g)
-    for (int64_t j = begin; j < end; ++j)
-      if ((g + j) % row_workers == row_worker)
-        K::pack(problem.weight, g, problem.transpose, panels, j, packed + g * panels.packed_size());
+  auto for_my_share = [&](const Panels& p, auto pack) {
+    for (int64_t g = 0; g < shape.groups; ++g)
+      for (int64_t j = begin * p.count / panels.count; j < end * p.count / panels.count; ++j)
+        if ((g + j) % row_workers == row_worker) pack(g, j);
+  };
+  // A single step from zeros or a product multiplies no state.
+  if (shape.time > 1 || problem.seed_kind == Seed::state)
+    for_my_share(panels, [&](int64_t g, int64_t j) {
+      K::pack(problem.weight, g, problem.transpose, panels, j, packed + g * panels.packed_size());
+    });
+  if constexpr (K::kProjects) {
+    for_my_share(projection_panels, [&](int64_t g, int64_t j) {
+      K::pack(problem.projection.weight, g, false, projection_panels, j,
+              packed_ih + g * projection_panels.packed_size());
+      fill_bias(problem.projection, projection_panels, g, j, biases + g * panels.padded_columns());
+    });
+  }
   for_each_segment(shape, problem.rows, row_worker, row_workers, [&](const Segment& seg) {
     typename K::State* pair[2];
     states_of(seg, pair);
@@ -344,6 +255,19 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
   for_each_segment(shape, problem.rows, row_worker, row_workers, [&](const Segment& seg) {
     typename K::State* pair[2];
     states_of(seg, pair);
-    run_segment(me, seg, packed + seg.group * panels.packed_size(), pair);
+    const auto* const weights = packed + seg.group * panels.packed_size();
+    if constexpr (K::kProjects) {
+      if (shape.features > 0) {
+        // My rows' part of it, whoever shares their columns: each makes its own.
+        auto* const ahead = static_cast<typename K::Sum*>(space.ahead);
+        const int64_t size = plan.ahead_bytes / sizeof(typename K::Sum) / row_workers;
+        ProjectedInput<K> projected(me, seg, projection_panels, packed_ih + seg.group * projection_panels.packed_size(),
+                                    biases + seg.group * panels.padded_columns(),
+                                    plan.ahead_bytes ? ahead + row_worker * size : nullptr,
+                                    size / (seg.count * panels.padded_columns()));
+        return run_segment(me, seg, weights, pair, &projected);
+      }
+    }
+    run_segment<K>(me, seg, weights, pair, nullptr);
   });
 }

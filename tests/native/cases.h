@@ -73,10 +73,13 @@ struct Case {
   std::vector<int64_t> direction, length, alive_at, packed_at, order;
   int64_t row_count = 0;  // rows of a sequence tensor
   std::vector<T> weight, input, factor, seed, mask, leak;
-  std::unique_ptr<bool[]> resets;  // [T][B], or none
-  std::unique_ptr<bool[]> kept;    // the leak, where that is 0 or 1
+  std::unique_ptr<bool[]> resets;      // [T][B], or none
+  std::unique_ptr<bool[]> kept;        // the leak, where that is 0 or 1
+  std::vector<T> x, w_ih, b_ih, b_hh;  // what the input is made of, where shape.features is not 0; and
+  std::vector<long double> projected;  // what it then is
 
-  Case(const Shape& s, unsigned random_seed) : shape(s) {
+  // For kernels that project their input, some cases have them do so.
+  Case(const Shape& s, unsigned random_seed, bool may_project = false) : shape(s) {
     std::mt19937 random(random_seed);
     auto pick = [&](int n) { return static_cast<int>(random() % n); };
     kind = static_cast<Kind>(s.time && s.batch ? pick(3) : 0);
@@ -132,6 +135,22 @@ struct Case {
       resets.reset(new bool[s.time * s.batch]);
       for (int64_t i = 0; i < s.time * s.batch; ++i) resets[i] = pick(3) == 0;
     }
+    if (may_project && sizeof(T) > 2 && kind == Kind::dense && !uses_factor(epilogue) && !transpose && pick(2)) {
+      shape.features = 1 + pick(pick(2) ? 20 : 150);
+      fill(x, row_count * shape.features, 1);
+      fill(w_ih, columns() * shape.features, 1 / std::sqrt(shape.features));
+      if (pick(3)) fill(b_ih, columns(), 1);
+      if (!b_ih.empty()) fill(b_hh, columns(), 1);
+      projected.assign(row_count * columns(), 0);
+      for (int64_t r = 0; r < row_count; ++r)
+        for (int64_t c = 0; c < columns(); ++c) {
+          long double& u = projected[r * columns() + c];
+          if (!b_ih.empty()) u = static_cast<long double>(Format<T>::value(b_ih[c])) + Format<T>::value(b_hh[c]);
+          for (int64_t k = 0; k < shape.features; ++k)
+            u += static_cast<long double>(Format<T>::value(w_ih[c * shape.features + k])) *
+                 Format<T>::value(x[r * shape.features + k]);
+        }
+    }
   }
 
   int64_t columns() const { return shape.groups * shape.hidden; }
@@ -160,7 +179,13 @@ Problem<T> problem_of(const Case<T>& c, Result<T>& r) {
   p.transpose = c.transpose;
   p.direction = c.direction.data();
   p.weight = {c.weight.data(), s.hidden, 1};
-  if (!c.no_input) p.input = {c.input.data(), s.batch * c.columns(), c.columns()};
+  if (s.features > 0)
+    p.projection = {{c.x.data(), s.batch * s.features, s.features},
+                    {c.w_ih.data(), s.features, 1},
+                    c.b_ih.empty() ? nullptr : c.b_ih.data(),
+                    c.b_ih.empty() ? nullptr : c.b_hh.data()};
+  else if (!c.no_input)
+    p.input = {c.input.data(), s.batch * c.columns(), c.columns()};
   p.factor = {c.factor.data(), s.batch * c.columns(), c.columns()};
   if (c.kept)
     p.kept = {c.kept.get(), s.batch * c.columns(), c.columns()};
@@ -212,7 +237,8 @@ Result<long double> expected(const Case<T>& c) {
             sum += (c.transpose ? mask(j) * factor_of(value(w[k * s.hidden + j]))
                                 : factor_of(value(w[j * s.hidden + k]))) *
                    taken[k];
-          const long double in = c.no_input ? 0 : value(c.input[at + j]), a = in + sum, f = value(c.factor[at + j]);
+          const long double in = c.no_input ? 0 : c.projected.empty() ? value(c.input[at + j]) : c.projected[at + j];
+          const long double a = in + sum, f = value(c.factor[at + j]);
           switch (c.epilogue) {
             case Epilogue::tanh: next[j] = tanhl(a); break;
             case Epilogue::relu: next[j] = std::max(a, 0.0L); break;
@@ -240,22 +266,22 @@ Result<long double> expected(const Case<T>& c) {
 template <class T>
 int compare(const std::vector<T>& got, const std::vector<long double>& want, const Case<T>& c, const char* what,
             const char* how) {
-  // A sum of H products of size 1/sqrt(H) each, over T steps that at most pass an error on (|phi'| <= 1, and
-  // W near orthogonal): H roundings a step, T steps, relative to states of size up to about 10. In 16 bits sums have
-  // float's error, and a state that it tips to the other side is off by one place of the format; so it is in TF32 to
-  // whoever multiplies it, of 10 places.
+  // A sum of H products of size 1/sqrt(H) each, and of I likewise, over T steps that at most pass an error on (|phi'|
+  // <= 1, and W near orthogonal): H roundings a step, T steps, relative to states of size up to about 10. In 16 bits
+  // sums have float's error, and a state that it tips to the other side is off by one place of the format; so it is in
+  // TF32 to whoever multiplies it, of 10 places.
   const bool tips = sizeof(T) == 2 || c.tf32;
-  const double roundings = tips ? 2 : 10 * (c.shape.hidden + 4);
+  const double roundings = tips ? 2 : 10 * (c.shape.hidden + c.shape.features + 4);
   const double bound = roundings * (c.shape.time + 1) * (c.tf32 ? std::ldexp(1.0, -10) : Format<T>::epsilon());
   double scale = 1;
   for (long double x : want) scale = std::max<double>(scale, std::abs(static_cast<double>(x)));
   for (size_t i = 0; i < got.size(); ++i)
     CHECK(std::abs(static_cast<double>(Format<T>::value(got[i]) - want[i])) <= bound * scale,
-          "%s %s T=%ld B=%ld G=%ld H=%ld epilogue %d seed %d layout %d leak %d transpose %d: element %zu is "
+          "%s %s T=%ld B=%ld G=%ld H=%ld I=%ld epilogue %d seed %d layout %d leak %d transpose %d: element %zu is "
           "%.9g, should be %.9Lg",
           how, what, long(c.shape.time), long(c.shape.batch), long(c.shape.groups), long(c.shape.hidden),
-          int(c.epilogue), int(c.seed_kind), int(c.kind), int(!c.leak.empty()), int(c.transpose), i,
-          Format<T>::value(got[i]), want[i]);
+          long(c.shape.features), int(c.epilogue), int(c.seed_kind), int(c.kind), int(!c.leak.empty()),
+          int(c.transpose), i, Format<T>::value(got[i]), want[i]);
   return failures;
 }
 

@@ -20,7 +20,7 @@ constexpr Machine kMachines[] = {
 
 int check_invariants(const Shape& shape, const Tiling& tiling, const Machine& machine, int threads) {
   const Plan plan = make_plan(shape, tiling, machine, threads);
-  const Panels panels(shape.hidden, tiling, plan.panels);
+  const Panels panels(shape.hidden, shape.hidden, tiling, plan.panels);
   CHECK(plan.row_workers >= 1 && plan.column_workers >= 1 && plan.workers() <= threads, "H=%ld: %d x %d of %d",
         long(shape.hidden), plan.row_workers, plan.column_workers, threads);
   CHECK(plan.row_workers <= std::max<int64_t>(1, shape.groups * shape.batch), "a worker without a row");
@@ -31,11 +31,21 @@ int check_invariants(const Shape& shape, const Tiling& tiling, const Machine& ma
   CHECK(plan.state_stride >= std::max(panels.padded_columns(), panels.depth), "state rows overlap");
   CHECK(plan.state_stride * tiling.state_bytes % 64 == 0, "state rows begin within a cache line");
   CHECK(panels.depth >= shape.hidden && panels.depth < shape.hidden + tiling.depth_multiple, "depth");
-  CHECK(plan.packed_bytes == shape.groups * panels.packed_size() * tiling.packed_bytes, "packed size");
+  CHECK(panels.count % plan.column_workers == 0, "workers with unequal numbers of panels");
+  int64_t packed = panels.packed_size();
+  if (shape.features > 0) {
+    const Panels ih(shape.hidden, shape.features, tiling, plan.projection_panels);
+    packed += ih.packed_size() + ih.padded_columns();
+    CHECK(ih.count % plan.column_workers == 0, "H=%ld: panels of W_ih that two workers share", long(shape.hidden));
+    CHECK(plan.ahead_bytes > 0 || ih.count == panels.count || shape.time * shape.batch == 0,
+          "tiles of one step are of panels that differ");
+    for (int64_t j = 0; j < ih.count; ++j) CHECK(ih.width(j) <= tiling.panel_vectors, "panel of %d", ih.width(j));
+  }
+  CHECK(plan.packed_bytes == shape.groups * packed * tiling.packed_bytes, "packed size");
   CHECK(plan.states_bytes == 2 * shape.groups * shape.batch * plan.state_stride * tiling.state_bytes, "states size");
   CHECK(!reason(plan, shape).empty() && plan.cycles <= plan.serial_cycles, "unexplained");
   // The order of summation may depend on H and the instruction set alone.
-  const Plan alone = make_plan({shape.time, 1, 1, shape.hidden}, tiling, machine, 1);
+  const Plan alone = make_plan({shape.time, 1, 1, shape.hidden, shape.features}, tiling, machine, 1);
   CHECK(plan.chains == alone.chains, "H=%ld: chains depend on more than H", long(shape.hidden));
   return failures;
 }
@@ -46,7 +56,7 @@ int check_panels() {
     for (int64_t hidden = 1; hidden < 600; ++hidden) {
       const int64_t vectors = (hidden + lanes - 1) / lanes;
       for (int64_t count = (vectors + 7) / 8; count <= vectors; ++count) {
-        const Panels p(hidden, tiling, count);
+        const Panels p(hidden, hidden, tiling, count);
         int64_t columns = 0;
         for (int64_t j = 0; j < p.count; ++j) {
           CHECK(p.offset(j) == columns * hidden, "H=%ld panel %ld misplaced", long(hidden), long(j));
@@ -73,7 +83,8 @@ int main() {
             for (int64_t batch : {0, 1, 2, 3, 7, 32, 257})
               for (int64_t groups : {1, 2, 5})
                 for (int64_t hidden : {1, 2, 15, 16, 17, 63, 64, 65, 129, 256, 1000, 1024, 4096})
-                  if (check_invariants({time, batch, groups, hidden}, tiling, machine, threads)) return 1;
+                  for (int64_t features : {0, 1, 100})
+                    if (check_invariants({time, batch, groups, hidden, features}, tiling, machine, threads)) return 1;
 
   // What a person would do, on a machine with 2 MiB of L2 a core.
   const Machine& machine = kMachines[1];
@@ -85,6 +96,9 @@ int main() {
   CHECK(plan(100, 32, 1, 256, 2).row_workers == 2, "rows for every core need no barrier");
   CHECK(plan(100, 1, 1, 1024, 2).column_workers == 2, "each core keeps half of W in its L2");
   CHECK(plan(100, 1, 2, 256, 2).row_workers == 2, "two directions go to two cores");
+  CHECK(projects(3200, 64, 64, isa.f32.tiling, machine), "W_ih and W_hh of 64 fit any L2");
+  CHECK(!projects(1, 256, 256, isa.f32.tiling, machine), "one row is not worth packing W_ih");
+  CHECK(!projects(3200, 1024, 1024, isa.f32.tiling, machine), "4 MiB of W_ih would come from L3 in each step");
   CHECK(plan(1, 1, 1, 64, 64).workers() == 1, "one small step is not worth waking a thread");
   if (failures == 0) std::printf("planner: all invariants hold\n");
   return failures != 0;

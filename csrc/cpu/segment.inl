@@ -1,0 +1,126 @@
+// Who computes what: a worker's columns, the segments of rows that it takes through time, and what becomes of their
+// states between steps. Included inside a per-ISA namespace.
+//
+// The states lie in two compact buffers (the previous step's and this one's), row stride `stride`, whatever the layout
+// of the tensors: the microkernel streams them, and the epilogue copies each finished state to where the output wants
+// it.
+
+template <class K>
+struct Worker {
+  const Problem<typename K::Storage>& problem;
+  const Panels& panels;  // of W_hh
+  int chains;
+  int64_t panel_begin, panel_end;    // my columns, in panels
+  int64_t column_begin, column_end;  // the same in elements, at most H
+  int64_t stride;                    // of a state row
+  StepBarrier& peers;                // who shares my rows and computes their other columns
+  int peer, peer_count;
+  bool retired;  // a peer has taken my work over
+  K& kernel;
+
+  // The end of a step that peers share. What a peer that lost its core would do, one of the others does from now on.
+  void meet_peers() {
+    const bool late = peers.arrive_and_wait(peer);
+    const int survivor = peers.takeover();
+    if (survivor < 0) {
+      if (late) peers.propose_takeover(peer);
+    } else {
+      retired = survivor != peer;
+      peer_count = 1;
+      panel_begin = column_begin = 0;
+      panel_end = panels.count;
+      column_end = problem.shape.hidden;
+    }
+  }
+};
+
+// Rows of one group that one worker takes through time: rows first, first + step, ... , count of them.
+struct Segment {
+  int64_t group, first, step, count;
+  int64_t state_row;  // where they lie in the state buffers, contiguous
+
+  int64_t row(int64_t i) const { return first + i * step; }
+  int64_t alive(const Rows& rows, int64_t t) const {
+    if (!rows.ragged()) return count;
+    const int64_t n = rows.alive_at[t] - first;
+    return n <= 0 ? 0 : std::min(count, (n + step - 1) / step);
+  }
+};
+
+// Both buffers, since a reversed row may enter at any step.
+template <class K>
+void seed_states(const Worker<K>& me, const Segment& seg, typename K::State* const states[2]) {
+  const auto& p = me.problem;
+  const int64_t columns = me.column_end - me.column_begin;
+  for (int64_t i = 0; i < seg.count; ++i) {
+    const int64_t row = p.rows.batch_index(seg.row(i));
+    for (int b = 0; b < 2; ++b) {
+      typename K::State* state = states[b] + i * me.stride + me.column_begin;
+      convert_row(state, p.seed.at(seg.group, row) + me.column_begin, columns);
+      if (p.masks_states()) multiply_row(state, p.mask.at(seg.group, row) + me.column_begin, columns);
+    }
+  }
+}
+
+// What stands between a finished step and the next, for the rows that go on: a reset row's state is zeros, and M's
+// mask, unless M is transposed, belongs to what it multiplies.
+template <class K>
+void carry_over(const Worker<K>& me, const Segment& seg, int64_t rows, const bool* resets, typename K::State* states) {
+  const auto& p = me.problem;
+  const int64_t columns = me.column_end - me.column_begin;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t row = p.rows.batch_index(seg.row(i));
+    typename K::State* state = states + i * me.stride + me.column_begin;
+    if (resets && resets[row])
+      std::fill(state, state + columns, typename K::State{});
+    else if (p.masks_states())
+      multiply_row(state, p.mask.at(seg.group, row) + me.column_begin, columns);
+  }
+}
+
+// What follows a 16-bit state's last column is multiplied too (pairs.inl).
+template <class K>
+void clear_padding(const Worker<K>& me, const Segment& seg, typename K::State* const states[2]) {
+  if (me.column_end < me.problem.shape.hidden) return;
+  for (int64_t i = 0; i < seg.count; ++i)
+    for (int b = 0; b < 2; ++b)
+      std::memset(states[b] + i * me.stride + me.column_end, 0,
+                  (me.stride - me.column_end) * sizeof(typename K::State));
+}
+
+// No step at all: each row's last state is the one it started from.
+template <class K>
+void copy_seed_to_last(const Worker<K>& me, const Segment& seg) {
+  using S = typename K::Storage;
+  const Problem<S>& p = me.problem;
+  for (int64_t i = seg.first; i < seg.first + seg.count; ++i) {
+    S* last = p.last.at(seg.group, i) + me.column_begin;
+    if (p.seed_kind == Seed::state)
+      std::memcpy(last, p.seed.at(seg.group, i) + me.column_begin, (me.column_end - me.column_begin) * sizeof(S));
+    else
+      std::fill(last, last + (me.column_end - me.column_begin), S{});
+  }
+}
+
+// Calls visit(segment) for each segment of row worker `w` of `workers`.
+template <class Visit>
+void for_each_segment(const Shape& shape, const Rows& rows, int64_t w, int64_t workers, Visit visit) {
+  const int64_t batch = shape.batch;
+  if (rows.ragged() && shape.groups % workers != 0) {
+    // Long rows come first, so neighbours are dealt out in turn, and every worker ends at about the
+    // same time. Its rows lie together in the state buffers, behind those of the workers before it.
+    const int64_t count = w < batch ? (batch - w + workers - 1) / workers : 0;
+    const int64_t before = w * (batch / workers) + std::min(w, batch % workers);
+    for (int64_t g = 0; g < shape.groups && count > 0; ++g) visit(Segment{g, w, workers, count, g * batch + before});
+    return;
+  }
+  // One even cut of all G*B rows: whole groups to a worker where there are enough of them.
+  const int64_t all = shape.groups * batch;
+  const int64_t end = (w + 1) * all / workers;
+  for (int64_t row = w * all / workers; row < end;) {
+    const int64_t g = row / batch, first = row % batch;
+    const int64_t count = std::min(batch - first, end - row);
+    visit(Segment{g, first, 1, count, row});
+    row += count;
+  }
+}
