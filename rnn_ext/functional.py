@@ -121,6 +121,13 @@ def rnn(
         hx = None if hx is None else _autocast(hx, dtype)
         weights = [[_autocast(w, dtype) for w in group] for group in weights]
     direction = (1, -1) if bidirectional else (1,)
+    if (
+        batch_sizes is lengths is reset is checkpoint_every is None
+        and len(weights) == directions
+        and not (zoneout or return_all_layers or (training and recurrent_dropout))
+    ):
+        # One layer and nothing special: what follows comes to this, and takes as long as a short sequence.
+        return layer(input, weights, hx, nonlinearity, None, None, None, None, None, direction, True)
     dropped = dropout if training else 0.0
     masks: list[Tensor | None] = [None] * (len(weights) // directions)
     if training and recurrent_dropout:
