@@ -82,11 +82,11 @@ void check_shape(const Tensor& t, const Sizes& expected, const char* name) {
   STD_TORCH_CHECK(false, name, " must have shape (", want, "), got ", text(t));
 }
 
-namespace {
-
 Tensor with_unit_stride(const Tensor& t) {
   return t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
 }
+
+namespace {
 
 Shape check_call(const Call& c) {
   const Tensor& rows = c.factor ? *c.factor : *c.input;

@@ -51,6 +51,9 @@ struct Call {
   const ProjectionOf* projection = nullptr;  // the input is then nothing but its shape
 };
 
+// t, or a copy of it, in which the last dimension is contiguous.
+Tensor with_unit_stride(const Tensor& t);
+
 // A contiguous tensor of the dtype and device of `like`.
 Tensor empty(const Tensor& like, const Sizes& sizes);
 

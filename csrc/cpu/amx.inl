@@ -62,7 +62,6 @@ class AmxKernel {
   using Sum = float;
   using State = bfloat16;
   using Packed = bfloat16;
-  static constexpr bool kProjects = false;
   static constexpr int kTile = 16;  // rows of a tile
   static constexpr int kSums = 1024;
   static constexpr Tiling tiling = {16, 2, 2, 32, 2, 4, kTile, 0, kTile, 32.0};

@@ -13,7 +13,6 @@ struct DotKernel {
   using Sum = float;
   using State = bfloat16;
   using Packed = bfloat16;
-  static constexpr bool kProjects = false;
   static constexpr int kSums = kAccumulators * kLanes<Sum>;
   // One vdpbf16ps, 32 multiply-adds, a cycle: AMD from Zen 4. (Intel's cores start one in two cycles.)
   static constexpr Tiling tiling = {kLanes<Sum>, 2, 2, 2, kPanelVectors, kWidePanelVectors, kWidePanelRows, 0, 1, 2.0};

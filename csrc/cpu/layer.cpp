@@ -135,10 +135,8 @@ void check_projection(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, c
 // What the kernel reads of them: x by rows, biases that are contiguous, and a matrix by either.
 ProjectionOf readable(const Tensor& x, const Tensor& w_ih, const std::optional<Tensor>& b_ih,
                       const std::optional<Tensor>& b_hh) {
-  auto unit = [](const Tensor& t, int64_t d) { return t.stride(d) == 1 || t.size(d) <= 1; };
-  auto rows = [&](const Tensor& t) { return unit(t, t.dim() - 1) ? t : torch::stable::contiguous(t); };
-  auto bias = [&](const std::optional<Tensor>& b) { return b ? std::optional(rows(*b)) : std::nullopt; };
-  return {rows(x), w_ih.stride(0) == 1 ? w_ih : rows(w_ih), bias(b_ih), bias(b_hh)};
+  auto bias = [](const std::optional<Tensor>& b) { return b ? std::optional(with_unit_stride(*b)) : std::nullopt; };
+  return {with_unit_stride(x), w_ih.stride(0) == 1 ? w_ih : with_unit_stride(w_ih), bias(b_ih), bias(b_hh)};
 }
 
 Results plain_layer(Tensor x, std::optional<Tensor> h0, Tensor w_ih, Tensor w_hh, std::optional<Tensor> b_ih,

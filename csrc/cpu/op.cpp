@@ -57,16 +57,16 @@ Projection<T> projection_of(const ProjectionOf& p) {
 
 template <class T>
 void run(const Call& c, const Shape& checked, const OwnedRows& rows, const Tensor& output, const Tensor& last) {
-  Shape shape = checked;
-  if (c.projection) shape.features = c.projection->x.size(2);
-  Problem<T> problem = problem_of<T>(c, shape, output, last);
+  Problem<T> problem = problem_of<T>(c, checked, output, last);
   if (c.projection) {
+    problem.shape.features = c.projection->x.size(2);
     problem.input = {};
     problem.projection = projection_of<T>(*c.projection);
   }
   problem.rows = rows.view();
   problem.direction = c.direction.data();
 
+  const Shape& shape = problem.shape;
   const Kernel<T>& kernel = kernel_for<T>(current_isa());
   const int threads = static_cast<int>(torch::stable::get_num_threads());
   Plan plan = make_plan(shape, kernel.tiling, this_machine(), threads);

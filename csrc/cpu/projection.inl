@@ -66,13 +66,11 @@ class ProjectedInput {
     const int64_t end = me_.panel_end * panels_.count / me_.panels.count;
     for (int64_t j = begin; j < end; ++j) {
       const int64_t tallest = me_.kernel.tallest(panels_.width(j));
-      const int64_t tiles = (steps + tallest - 1) / tallest;
       for (int64_t i = 0; i < seg_.count; ++i) {
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          const int64_t s0 = tile * steps / tiles, s1 = (tile + 1) * steps / tiles;
-          project(x_at(step + s0, i), stride, s1 - s0, j,
-                  ahead_ + s0 * step_pitch + i * row_pitch + panels_.first(j) * panels_.lanes, step_pitch);
-        }
+        Sum* const sums = ahead_ + i * row_pitch + panels_.first(j) * panels_.lanes;
+        for_each_tile(steps, tallest, [&](int64_t from, int64_t to) {
+          project(x_at(step + from, i), stride, to - from, j, sums + from * step_pitch, step_pitch);
+        });
       }
     }
   }

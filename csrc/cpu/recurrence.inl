@@ -114,15 +114,10 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
       const int64_t columns = std::min<int64_t>(width * panels.lanes, hidden - column);
       const typename K::Packed* panel = packed + panels.offset(j);
 
-      // As few tiles as fit the registers, all of nearly one height: a low tile wastes FMA slots.
       const int tallest = me.kernel.tallest(width);
-      auto for_each_tile = [&](int64_t rows, auto visit) {
-        const int64_t tiles = (rows + tallest - 1) / tallest;
-        for (int64_t tile = 0; tile < tiles; ++tile) visit(tile * rows / tiles, (tile + 1) * rows / tiles);
-      };
-      if constexpr (K::kProjects) {
+      if constexpr (K::tiling.projects) {
         if (projected) {
-          for_each_tile(alive, [&](int64_t i0, int64_t i1) {
+          for_each_tile(alive, tallest, [&](int64_t i0, int64_t i1) {
             int64_t pitch = 0;
             Sum* const begun = projected->begin_sums(s, j, i0, i1, sums, &pitch);
             if (going > 0)
@@ -133,7 +128,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
           continue;
         }
       }
-      for_each_tile(going, [&](int64_t i0, int64_t i1) {
+      for_each_tile(going, tallest, [&](int64_t i0, int64_t i1) {
         me.kernel.multiply(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, width, me.chains,
                            panels.depth, sums);
         finish_rows<E, K>(me, seg, step, i0, i1, sums, width * panels.lanes, column, columns);
@@ -238,7 +233,7 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
     for_my_share(panels, [&](int64_t g, int64_t j) {
       K::pack(problem.weight, g, problem.transpose, panels, j, packed + g * panels.packed_size());
     });
-  if constexpr (K::kProjects) {
+  if constexpr (K::tiling.projects) {
     for_my_share(projection_panels, [&](int64_t g, int64_t j) {
       K::pack(problem.projection.weight, g, false, projection_panels, j,
               packed_ih + g * projection_panels.packed_size());
@@ -256,7 +251,7 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
     typename K::State* pair[2];
     states_of(seg, pair);
     const auto* const weights = packed + seg.group * panels.packed_size();
-    if constexpr (K::kProjects) {
+    if constexpr (K::tiling.projects) {
       if (shape.features > 0) {
         // My rows' part of it, whoever shares their columns: each makes its own.
         auto* const ahead = static_cast<typename K::Sum*>(space.ahead);

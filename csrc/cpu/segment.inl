@@ -102,6 +102,14 @@ void copy_seed_to_last(const Worker<K>& me, const Segment& seg) {
   }
 }
 
+// Calls visit(begin, end) for each tile of so many rows: as few tiles as fit the registers, all of nearly one height,
+// since a low tile wastes FMA slots.
+template <class Visit>
+RNN_EXT_INLINE void for_each_tile(int64_t rows, int64_t tallest, Visit visit) {
+  const int64_t tiles = (rows + tallest - 1) / tallest;
+  for (int64_t tile = 0; tile < tiles; ++tile) visit(tile * rows / tiles, (tile + 1) * rows / tiles);
+}
+
 // Calls visit(segment) for each segment of row worker `w` of `workers`.
 template <class Visit>
 void for_each_segment(const Shape& shape, const Rows& rows, int64_t w, int64_t workers, Visit visit) {
