@@ -110,10 +110,10 @@ int main(int count, char** words) {
   };
   const cuda::Device device{number(2), number(3), 227 * 1024, cuda::cluster_blocks(number(2))};
   Problem<float> p;
-  p.shape = {number(4), number(5), number(6), number(7)};
+  p.shape = {number(4), number(5), number(6), number(7), 0};
   p.epilogue = static_cast<Epilogue>(number(8));
   p.seed_kind = static_cast<Seed>(number(9));
-  const auto [time, batch, groups, hidden] = p.shape;
+  const int64_t time = p.shape.time, batch = p.shape.batch, groups = p.shape.groups, hidden = p.shape.hidden;
   const int64_t width = groups * hidden;
 
   // Every second group is reversed.
