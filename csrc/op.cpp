@@ -73,12 +73,13 @@ std::string text(const Tensor& t) {
 
 }  // namespace
 
-void check_shape(const Tensor& t, const Sizes& expected, const char* name) {
+void check_shape(const Tensor& t, Extents expected, const char* name) {
   bool same = t.dim() == static_cast<int64_t>(expected.size());
-  for (size_t i = 0; same && i < expected.size(); ++i) same = t.size(i) == expected[i];
+  int64_t dim = 0;
+  for (const int64_t size : expected) same = same && t.size(dim++) == size;
   if (same) return;
   std::string want;
-  for (size_t i = 0; i < expected.size(); ++i) want += (i ? ", " : "") + std::to_string(expected[i]);
+  for (const int64_t size : expected) want += (want.empty() ? "" : ", ") + std::to_string(size);
   STD_TORCH_CHECK(false, name, " must have shape (", want, "), got ", text(t));
 }
 
@@ -107,10 +108,15 @@ Shape check_call(const Call& c) {
   shape.batch = !c.batch_sizes ? rows.size(1) : shape.time == 0 ? 0 : int64_values(*c.batch_sizes, "batch_sizes")[0];
   const int64_t columns = groups * shape.hidden;
   STD_TORCH_CHECK(rows.size(dims - 1) == columns, name, " must have G*H = ", columns, " columns, got ", text(rows));
-  Sizes expected;
-  for (int64_t i = 0; i < dims; ++i) expected.push_back(rows.size(i));
-  if (c.factor && c.input) check_shape(*c.input, expected, "v");
-  if (c.leak) check_shape(*c.leak, expected, "leak");
+  auto check_like_rows = [&](const std::optional<Tensor>& t, const char* of) {
+    if (!t) return;
+    if (c.batch_sizes)
+      check_shape(*t, {rows.size(0), columns}, of);
+    else
+      check_shape(*t, {shape.time, shape.batch, columns}, of);
+  };
+  if (c.factor) check_like_rows(c.input, "v");
+  check_like_rows(c.leak, "leak");
   if (c.seed) check_shape(*c.seed, {groups, shape.batch, shape.hidden}, c.factor ? "seed" : "h0");
   if (c.mask) check_shape(*c.mask, {groups, shape.batch, shape.hidden}, "mask");
   if (c.reset) {
@@ -138,15 +144,15 @@ std::vector<int64_t> OwnedRows::lengths(int64_t batch) const {
 }
 
 // Through the C shim itself: the dispatcher, asked by name, takes 1 us.
-Tensor empty(const Tensor& like, const Sizes& sizes) {
-  Sizes strides(sizes.size(), 1);
-  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
+Tensor empty(const Tensor& like, Extents sizes) {
+  int64_t strides[3] = {1, 1, 1};
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes.begin()[i], 1);
   int32_t dtype = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   const Place place = place_of(like);
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                  dtype, place.type, place.index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype,
+                                                  place.type, place.index, &handle));
   return Tensor(handle);
 }
 

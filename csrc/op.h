@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -16,6 +17,8 @@ namespace rnn_ext {
 
 using torch::stable::Tensor;
 using Sizes = std::vector<int64_t>;
+// Up to three, of a tensor; on the stack, since some of these a call are a good part of a short one.
+using Extents = std::initializer_list<int64_t>;
 
 // Which rows live when, and the arrays behind it (recurrence.h), on the CPU.
 struct OwnedRows {
@@ -49,13 +52,14 @@ struct Call {
   bool transpose;
   const Sizes& direction;
   const ProjectionOf* projection = nullptr;  // the input is then nothing but its shape
+  bool by_rows = false;                      // from weights as they lie (cpu/rows.inl), which are contiguous
 };
 
 // t, or a copy of it, in which the last dimension is contiguous.
 Tensor with_unit_stride(const Tensor& t);
 
 // A contiguous tensor of the dtype and device of `like`.
-Tensor empty(const Tensor& like, const Sizes& sizes);
+Tensor empty(const Tensor& like, Extents sizes);
 
 template <class T>
 Sequence<T> sequence_of(const Tensor& t) {
@@ -106,7 +110,7 @@ struct Runs {
 using Results = std::tuple<Tensor, Tensor>;
 
 // Raises an error that names the tensor, unless it has that shape.
-void check_shape(const Tensor& t, const Sizes& expected, const char* name);
+void check_shape(const Tensor& t, Extents expected, const char* name);
 
 // Checks the arguments and runs the call. `output` may be the input: each element is read before it is written.
 Results run_call(const Runs& runs, Call c, std::optional<Tensor> output = std::nullopt);

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from rnn_ext import dispatch, leaky, ops
 
-_plain_layer = torch.ops.rnn_ext.plain_layer.default
-_plain_layer_backward = torch.ops.rnn_ext.plain_layer_backward.default
+# As the dispatcher has them, without a Python function around each.
+_plain_layer = torch.ops.rnn_ext.plain_layer.default._op
+_plain_layer_backward = torch.ops.rnn_ext.plain_layer_backward.default._op
+_op_sum_of_rows = torch.ops.rnn_ext.sum_of_rows.default._op
 # The directions that these ops know, of which they are told whether the first is reversed.
 _ALTERNATING = {(1,), (-1,), (1, -1)}
 
@@ -64,20 +66,37 @@ def layer(
     if torch.compiler.is_exporting():
         return torch.ops.rnn_ext.layer(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
     tensors = (x, h0, w_ih, w_hh, b_ih, b_hh)
-    if (
-        batch_sizes is lengths is reset is mask is leak is None
-        and direction in _ALTERNATING
-        and w_hh.numel()
-        and dispatch.is_ordinary(tensors)
-    ):
-        if not dispatch.wants_gradient(tensors):
-            return _plain(*tensors, nonlinearity, direction)
-        return dispatch.apply(PlainLayer, (*tensors, nonlinearity, direction, editable))[:2]
+    if batch_sizes is lengths is reset is mask is leak is None and direction in _ALTERNATING and w_hh.numel():
+        done = plain(tensors, nonlinearity, direction, editable)
+        if done is not None:
+            return done
     if ops.has_kernel(x.device, x.dtype) and ops.plain_reverse_mode(*tensors):
         h, h_n = dispatch.apply(Layer, (*tensors, *rest))
     else:
         h, h_n = _composed(*tensors, *rest)
     return detachable(h) if editable else h, h_n
+
+
+def plain(
+    tensors: tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None],
+    nonlinearity: str,
+    direction: tuple[int, ...],
+    editable: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """A layer of sequences of one length, in one op; None where its pieces are wanted.
+
+    Args:
+        tensors: x, h0, w_ih, w_hh, b_ih and b_hh, of :func:`layer`.
+        nonlinearity: as in :func:`layer`.
+        direction: as in :func:`layer`, where directions alternate.
+        editable: as in :func:`layer`.
+    """
+    if not dispatch.is_ordinary(tensors, tensors[0], tensors[3]):
+        return None
+    if not dispatch.wants_gradient(tensors):
+        return _plain(*tensors, nonlinearity, direction)
+    h, h_n, *_ = dispatch.apply(PlainLayer, (*tensors, nonlinearity, direction, editable))
+    return h, h_n
 
 
 def detachable(h: Tensor) -> Tensor:
@@ -160,9 +179,9 @@ def _backward(
 
 def _sum_of_rows(rows: Tensor) -> Tensor:
     """As the plain op sums, where that will do."""
-    if torch.is_grad_enabled() or not dispatch.is_ordinary((rows,)):
+    if torch.is_grad_enabled() or not dispatch.is_ordinary((rows,), rows, rows):
         return rows.sum(0)
-    return dispatch.below_autograd(torch.ops.rnn_ext.sum_of_rows.default, (rows,))
+    return _op_sum_of_rows(rows)
 
 
 def _biases(b_bar: Tensor | None, needed: Sequence[bool], directions: int) -> tuple[Tensor | None, Tensor | None]:
@@ -215,7 +234,7 @@ def _plain(
 ) -> tuple[Tensor, Tensor]:
     if dispatch.watched():
         return _composed(x, h0, w_ih, w_hh, b_ih, b_hh, *(None,) * 5, nonlinearity, direction)
-    return dispatch.below_autograd(_plain_layer, (x, h0, w_ih, w_hh, b_ih, b_hh, *_flags(nonlinearity, direction)))
+    return _plain_layer(x, h0, w_ih, w_hh, b_ih, b_hh, *_flags(nonlinearity, direction))
 
 
 class PlainLayer(torch.autograd.Function):
@@ -242,10 +261,10 @@ class PlainLayer(torch.autograd.Function):
         x, h0, w_ih, w_hh, h = ctx.saved_tensors
         needed = ctx.needs_input_grad
         tensors = (g, g_n, x, h0, w_ih, w_hh, h)
-        if torch.is_grad_enabled() or dispatch.watched() or not dispatch.is_ordinary(tensors):
+        if torch.is_grad_enabled() or dispatch.watched() or not dispatch.is_ordinary(tensors, x, w_hh):
             rest = (*(None,) * 5, *ctx.options)
             return *_backward(g, g_n, x, None, h, h0, w_ih, w_hh, rest, needed), None, None, None
         need_x, need_h0, need_w_ih, need_w_hh, need_b_ih, need_b_hh, *_ = needed
         args = (*tensors, *_flags(*ctx.options), need_x, need_h0, need_w_ih, need_w_hh)
-        *bars, b_bar = dispatch.below_autograd(_plain_layer_backward, (*args, need_b_ih or need_b_hh))
+        *bars, b_bar = _plain_layer_backward(*args, need_b_ih or need_b_hh)
         return *bars, *_biases(b_bar, needed, len(ctx.options[1])), None, None, None

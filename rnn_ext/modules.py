@@ -8,7 +8,7 @@ trace. Nothing numeric is here.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_ext import functional
+from rnn_ext.layer import plain
 from rnn_ext.nested import Jagged
 
 
@@ -91,18 +92,16 @@ class RNN(nn.RNNBase):
 
     def _weights(self) -> list[list[Tensor]]:
         """The current weights by layer and direction, with torch's cache of them brought up to date."""
-        own = self._parameters
-        weights = []
-        for name in self._flat_weights_names:
+        names = self._flat_weights_names
+        weights = [*map(self._parameters.get, names)]
+        if len(weights) != len(self._flat_weights) or not all(map(operator.is_, weights, self._flat_weights)):
             # A parametrized or pruned weight is an attribute, computed or set, and not a parameter.
-            weight = own.get(name)
-            weights.append(getattr(self, name) if weight is None else weight)
-        same = len(weights) == len(self._flat_weights) and all(map(operator.is_, weights, self._flat_weights))
-        # What the exporter puts in the parameters' place while it records is not to be kept.
-        if not same and not torch.compiler.is_exporting():
-            self._flat_weights = weights
+            weights = [getattr(self, name) if w is None else w for name, w in zip(names, weights, strict=True)]
+            # What the exporter puts in the parameters' place while it records is not to be kept.
+            if not torch.compiler.is_exporting():
+                self._flat_weights = weights
         size = 4 if self.bias else 2
-        return [weights[i : i + size] for i in range(0, len(weights), size)]
+        return [weights[i : i + size] for i in range(0, len(weights), size)] if len(weights) > size else [weights]
 
     def __prepare_scriptable__(self) -> Any:
         # What torch.jit.script asks first of every module. It compiles Python's source, which is not all there is here.
@@ -142,6 +141,10 @@ class RNN(nn.RNNBase):
                 ``checkpoint_every`` that is not positive, or with ragged sequences or ``return_all_layers``.
         """
         weights = self._weights()
+        if lengths is reset is checkpoint_every is None and len(weights) == 1 and not return_all_layers:
+            done = self._plain(input, hx, weights[0])
+            if done is not None:
+                return done
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths is for padded input; a PackedSequence has its own")
@@ -201,6 +204,21 @@ class RNN(nn.RNNBase):
         if not batched:
             outputs, h_n = _each(lambda h: h.squeeze(1), outputs), h_n.squeeze(1)
         return outputs, h_n
+
+    def _plain(self, x: Any, hx: Tensor | None, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+        """What is called most, a padded batch through one layer without options, by the shortest way: checks and
+        bookkeeping of the general one take as long as a short sequence. None where there is more to do, or wrong."""
+        if type(x) is not Tensor or x.is_nested or torch._C._is_any_autocast_enabled():
+            return None
+        w_ih, w_hh, b_ih, b_hh = weights if self.bias else (*weights, None, None)
+        shape = x.shape
+        if len(shape) != 3 or shape[2] != self.input_size or not shape[0] or x.dtype != w_hh.dtype:
+            return None
+        if self.batch_first or self.zoneout or (self.recurrent_dropout and self.training):
+            return None
+        if hx is not None and hx.shape != (1, shape[1], self.hidden_size):
+            return None
+        return plain((x, hx, w_ih, w_hh, b_ih, b_hh), "tanh" if self.mode == "RNN_TANH" else "relu", (1,), True)
 
     def _run(
         self,

@@ -103,7 +103,7 @@ Tensor small_sum_of_rows(const Tensor& m) {
 
 // Likewise of any size. PyTorch's sum has threads and the 16-bit formats, and costs a dozen microseconds where its code
 // is not in the cache, in which one thread is through with 2^15 elements.
-Tensor sum_of_rows(Tensor m) {
+Tensor sum_of_rows(const Tensor& m) {
   STD_TORCH_CHECK(m.dim() == 2, "m must have 2 dimensions, got ", m.dim());
   if (m.numel() <= 1 << 15 && m.is_contiguous()) {
     if (m.scalar_type() == ScalarType::Float) return small_sum_of_rows<float>(m);
@@ -139,16 +139,18 @@ ProjectionOf readable(const Tensor& x, const Tensor& w_ih, const std::optional<T
   return {with_unit_stride(x), w_ih.stride(0) == 1 ? w_ih : with_unit_stride(w_ih), bias(b_ih), bias(b_hh)};
 }
 
-Results plain_layer(Tensor x, std::optional<Tensor> h0, Tensor w_ih, Tensor w_hh, std::optional<Tensor> b_ih,
-                    std::optional<Tensor> b_hh, bool relu, bool reversed) {
+Results plain_layer(const Tensor& x, const std::optional<Tensor>& h0, const Tensor& w_ih, const Tensor& w_hh,
+                    const std::optional<Tensor>& b_ih, const std::optional<Tensor>& b_hh, bool relu, bool reversed) {
   check_projection(x, w_ih, w_hh, b_ih, b_hh);
   const Tensor u = empty(x, {x.size(0), x.size(1), w_ih.size(0)});
   const Seed kind = h0 ? Seed::state : Seed::none;
   const Epilogue phi = relu ? Epilogue::relu : Epilogue::tanh;
   const Sizes direction = alternating(w_hh, reversed);
-  Call c{u, std::move(h0), std::move(w_hh), {}, {}, {}, {}, {}, {}, phi, kind, false, direction};
+  Call c{u, h0, w_hh, {}, {}, {}, {}, {}, {}, phi, kind, false, direction};
+  const cpu::Way way = cpu::way_of(x, w_ih, w_hh);
+  c.by_rows = way.by_rows;
   std::optional<ProjectionOf> projection;
-  if (cpu::projects(c.weight, x.size(0) * x.size(1), x.size(2))) {
+  if (way.projects) {
     projection = readable(x, w_ih, b_ih, b_hh);
     c.projection = &*projection;
   } else {
@@ -163,8 +165,8 @@ Results plain_layer(Tensor x, std::optional<Tensor> h0, Tensor w_ih, Tensor w_hh
 // The derivative formulas are those of Layer.backward and of what it calls (rnn_ext/layer.py, ops.py, transition.py).
 using Gradient = std::optional<Tensor>;
 std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backward(
-    std::optional<Tensor> g, std::optional<Tensor> g_n, Tensor x, std::optional<Tensor> h0, Tensor w_ih, Tensor w_hh,
-    Tensor h, bool relu, bool reversed, bool need_x, bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b) {
+    const std::optional<Tensor>& g, const std::optional<Tensor>& g_n, const Tensor& x, const std::optional<Tensor>& h0,
+    const Tensor& w_ih, const Tensor& w_hh, const Tensor& h, bool relu, bool reversed, bool need_x, bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b) {
   check_projection(x, w_ih, w_hh, {}, {});
   const int64_t steps = x.size(0), batch = x.size(1), hidden = w_hh.size(1), columns = w_hh.size(0);
   const Sizes direction = alternating(w_hh, reversed), backwards = alternating(w_hh, !reversed);
@@ -172,7 +174,7 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
   check_shape(h, {steps, batch, columns}, "h");
   if (h0) check_shape(*h0, {static_cast<int64_t>(direction.size()), batch, hidden}, "h0");
   const Seed kind = g_n ? Seed::product : Seed::none;
-  Call c{std::move(g), std::move(g_n), w_hh, h, {}, {}, {}, {}, {}, derivative, kind, true, backwards};
+  Call c{g, g_n, w_hh, h, {}, {}, {}, {}, {}, derivative, kind, true, backwards};
   const auto [s, s_first] = run_call(cpu::kRuns, std::move(c));
 
   const Tensor s_rows = rows_of(s), h_rows = rows_of(h);
