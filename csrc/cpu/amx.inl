@@ -98,12 +98,12 @@ class AmxKernel {
     _tile_loadconfig(&config);
   }
 
-  void multiply(const State* a, int64_t stride, int rows, const Packed* panel, int width, int /*chains*/, int64_t depth,
+  void multiply(const State* a, int64_t stride, int rows, const Packed* panel, int columns, int /*chains*/, int64_t depth,
                 Sum* sums) {
     static constexpr decltype(&multiply_block<1, 1>) one[] = {multiply_block<1, 1>, multiply_block<1, 2>,
                                                               multiply_block<1, 3>, multiply_block<1, 4>};
     static constexpr decltype(&multiply_block<2, 1>) two[] = {multiply_block<2, 1>, multiply_block<2, 2>};
-    (two_ ? two : one)[width - 1](a, stride, rows - configured_, panel, depth, sums);
+    (two_ ? two : one)[vectors_of<Sum>(columns) - 1](a, stride, rows - configured_, panel, depth, sums);
   }
 
  private:

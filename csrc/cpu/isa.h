@@ -41,6 +41,11 @@ struct Isa {
   Kernel<double> f64;
   Kernel<half> f16;
   Kernel<bfloat16> bf16;
+  // Likewise without packed weights (rows.inl).
+  Kernel<float> f32_rows;
+  Kernel<double> f64_rows;
+  Kernel<half> f16_rows;
+  Kernel<bfloat16> bf16_rows;
   // tanh over an array, as the epilogue computes it; for the native tests.
   void (*tanh_f32)(const float* x, float* y, int64_t n);
   void (*tanh_f64)(const double* x, double* y, int64_t n);
@@ -53,13 +58,13 @@ const std::vector<const Isa*>& compiled_isas();
 // run here). Read at every call, so that a test can change it.
 const Isa& current_isa();
 
-// An ISA's kernel for the format S.
+// An ISA's kernel for the format S; `by_rows`: that without packed weights.
 template <class S>
-const Kernel<S>& kernel_for(const Isa& isa) {
-  if constexpr (std::is_same_v<S, float>) return isa.f32;
-  if constexpr (std::is_same_v<S, double>) return isa.f64;
-  if constexpr (std::is_same_v<S, half>) return isa.f16;
-  if constexpr (std::is_same_v<S, bfloat16>) return isa.bf16;
+const Kernel<S>& kernel_for(const Isa& isa, bool by_rows = false) {
+  if constexpr (std::is_same_v<S, float>) return by_rows ? isa.f32_rows : isa.f32;
+  if constexpr (std::is_same_v<S, double>) return by_rows ? isa.f64_rows : isa.f64;
+  if constexpr (std::is_same_v<S, half>) return by_rows ? isa.f16_rows : isa.f16;
+  if constexpr (std::is_same_v<S, bfloat16>) return by_rows ? isa.bf16_rows : isa.bf16;
 }
 
 }  // namespace rnn_ext

@@ -7,6 +7,7 @@
 #include "tanh.inl"
 #include "pack.inl"
 #include "microkernel.inl"
+#include "rows.inl"
 #include "epilogue.inl"
 #include "segment.inl"
 #include "projection.inl"
@@ -34,6 +35,10 @@ constexpr Isa make_isa(const char* name, bool (*supported)()) {
           kernel_of<VectorKernel<double>>(),
           kernel_of<VectorKernel<half>>(),
           kernel_of<VectorKernel<bfloat16>>(),
+          kernel_of<RowKernel<float>>(),
+          kernel_of<RowKernel<double>>(),
+          kernel_of<RowKernel<half>>(),
+          kernel_of<RowKernel<bfloat16>>(),
           tanh_array<float>,
           tanh_array<double>};
 }

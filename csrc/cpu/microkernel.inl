@@ -138,13 +138,14 @@ struct VectorKernel {
   static int tallest(int width) { return max_tile_rows(width); }
   // Before the tiles of a step in which `rows` rows are multiplied.
   void prepare(int64_t /*rows*/) {}
-  void multiply(const State* a, int64_t stride, int rows, const Packed* panel, int width, int chains, int64_t depth,
+  // By all columns of a panel but its padding.
+  void multiply(const State* a, int64_t stride, int rows, const Packed* panel, int columns, int chains, int64_t depth,
                 Sum* sums) {
-    multiply_onto(a, stride, rows, panel, width, chains, depth, sums, width * kLanes<Sum>, false);
+    multiply_onto(a, stride, rows, panel, columns, chains, depth, sums, vectors_of<Sum>(columns) * kLanes<Sum>, false);
   }
   // To sums that lie `pitch` apart, or onto them.
-  void multiply_onto(const State* a, int64_t stride, int rows, const Packed* panel, int width, int chains,
+  void multiply_onto(const State* a, int64_t stride, int rows, const Packed* panel, int columns, int chains,
                      int64_t depth, Sum* sums, int64_t pitch, bool add) {
-    multiply_tile_for<Numbers<Sum>>(rows, width, chains)(a, stride, panel, depth, sums, pitch, add);
+    multiply_tile_for<Numbers<Sum>>(rows, vectors_of<Sum>(columns), chains)(a, stride, panel, depth, sums, pitch, add);
   }
 };

@@ -67,7 +67,7 @@ void run(const Call& c, const Shape& checked, const OwnedRows& rows, const Tenso
   problem.direction = c.direction.data();
 
   const Shape& shape = problem.shape;
-  const Kernel<T>& kernel = kernel_for<T>(current_isa());
+  const Kernel<T>& kernel = kernel_for<T>(current_isa(), c.by_rows);
   const int threads = static_cast<int>(torch::stable::get_num_threads());
   Plan plan = make_plan(shape, kernel.tiling, this_machine(), threads);
   if (plan.column_workers > 1 && crowd.here()) plan = make_plan(shape, kernel.tiling, this_machine(), threads, false);
@@ -104,15 +104,17 @@ void run(const Call& c, const Shape& checked, const OwnedRows& rows, const Tenso
 
 namespace cpu {
 constexpr Runs kRuns = {run<float>, run<double>, run<half>, run<bfloat16>};
-bool projects(const Tensor& w_hh, int64_t rows, int64_t features) {
-  const Isa& isa = current_isa();
-  auto does = [&](const Tiling& tiling) {
-    return rnn_ext::projects(rows, w_hh.size(1), features, tiling, this_machine());
+Way way_of(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh) {
+  using torch::headeronly::ScalarType;
+  const Shape shape = {x.size(0), x.size(1), 1, w_hh.size(1), x.size(2)};
+  const bool by_rows = !worth_packing(shape, w_hh.element_size() == 2) && w_hh.is_contiguous() && w_ih.is_contiguous();
+  auto does = [&](auto format) {
+    return projects(shape, kernel_for<decltype(format)>(current_isa(), by_rows).tiling, this_machine());
   };
   switch (w_hh.scalar_type()) {
-    case torch::headeronly::ScalarType::Float: return does(isa.f32.tiling);
-    case torch::headeronly::ScalarType::Double: return does(isa.f64.tiling);
-    default: return false;
+    case ScalarType::Float: return {by_rows, does(float{})};
+    case ScalarType::Double: return {by_rows, does(double{})};
+    default: return {by_rows, false};  // no kernel of 16 bits does
   }
 }
 constexpr auto kRecurrence = On<kRuns, recurrence>::call;

@@ -19,6 +19,7 @@ struct Tiling {
   int row_multiple;                // what rows are rounded up to in the time that they take
   double multiply_adds_per_cycle;  // in vectors of `lanes`
   bool projects = false;           // whether it can make its own input (recurrence.h, Projection)
+  bool packs = true;               // whether it needs panels packed; else it reads contiguous weights as they lie
 };
 
 struct Panels {
@@ -40,6 +41,10 @@ struct Panels {
   // Panel j is the vectors [first(j), first(j + 1)).
   int64_t first(int64_t j) const { return j * vectors / count; }
   int width(int64_t j) const { return static_cast<int>(first(j + 1) - first(j)); }
+  // Its columns, without padding.
+  int columns(int64_t j) const {
+    return static_cast<int>((first(j + 1) * lanes < hidden ? first(j + 1) * lanes : hidden) - first(j) * lanes);
+  }
   // Where it lies among the packed weights of one group, in elements: panels follow one another, [depth][width].
   int64_t offset(int64_t j) const { return first(j) * lanes * depth; }
   int64_t padded_columns() const { return vectors * lanes; }

@@ -25,8 +25,9 @@ constexpr double kLaunchCycles = 12000;  // waking the pool and joining it: abou
 // Steps whose inputs are made ahead: several tiles' worth, so that W_ih comes from L2 once for all of them.
 constexpr int64_t kStepsAhead = 64;
 
-// See projects.
-constexpr int64_t kRowsWorthPacking = 16, kElementsWorthPacking = 1 << 14;
+// See worth_packing and projects. All of them are where the two ways took equal time on an AVX-512 core.
+constexpr int64_t kHiddenPerRow = 8, kRowsWorthPacking = 16, kRowsWorthPacking16 = 2, kElementsWorthPacking = 1 << 14,
+                  kRowsLikeAGemm = 8;
 
 // A quarter of a cache is left to everything else that a step touches.
 constexpr double kCacheShare = 0.75;
@@ -116,13 +117,14 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
   const Panels panels(shape.hidden, shape.hidden, tiling, plan.panels);
   const int64_t line = 64 / tiling.state_bytes;
   plan.state_stride = ((panels.padded_columns() + line - 1) / line + 1) * line;
-  plan.packed_bytes = shape.groups * panels.packed_size() * tiling.packed_bytes;
+  auto packed_bytes = [&](const Panels& p) { return tiling.packs ? p.packed_size() * tiling.packed_bytes : 0; };
+  plan.packed_bytes = shape.groups * packed_bytes(panels);
   plan.states_bytes = 2 * all_rows * plan.state_stride * tiling.state_bytes;
   if (shape.features > 0) {
     const bool ahead = rows_together <= tiling.wide_panel_rows;
     plan.projection_panels = ahead ? panels_for(tiling.panel_vectors) : plan.panels;
     const Panels ih(shape.hidden, shape.features, tiling, plan.projection_panels);
-    plan.packed_bytes += shape.groups * (ih.packed_size() + ih.padded_columns()) * tiling.packed_bytes;
+    plan.packed_bytes += shape.groups * (packed_bytes(ih) + ih.padded_columns() * tiling.packed_bytes);
     // A row more, for the case that fewer workers come and share the room.
     if (ahead)
       plan.ahead_bytes = best.rows * std::min(shape.time, kStepsAhead) * (rows_together + 1) * panels.padded_columns() *
@@ -133,12 +135,23 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
   return plan;
 }
 
-bool projects(int64_t rows, int64_t hidden, int64_t features, const Tiling& tiling, const Machine& machine) {
-  if (!tiling.projects || features == 0) return false;
+bool worth_packing(const Shape& s, bool in_16_bits) {
+  // Matrix units and conversions to float leave no more.
+  if (in_16_bits) return s.time * s.batch > kRowsWorthPacking16;
+  // Without, a sum's lanes are to be added up in the end, which for H terms takes about 8 / H of the time that packing
+  // takes for H steps; and where a step has several rows each reads the weights anew.
+  const int64_t enough = std::max<int64_t>(1, s.hidden / kHiddenPerRow);
+  return s.time * s.batch > (s.batch == 1 ? enough : std::min(enough, kRowsWorthPacking));
+}
+
+bool projects(const Shape& s, const Tiling& tiling, const Machine& machine) {
+  if (!tiling.projects || s.features == 0) return false;
+  const int64_t rows = s.time * s.batch;
+  if (!tiling.packs) return rows <= kRowsLikeAGemm;
   // Packing W_ih takes about a cycle an element. A GEMM of few rows reads it as it lies, for some microseconds more.
-  if (rows < kRowsWorthPacking && hidden * features > kElementsWorthPacking) return false;
+  if (rows < kRowsWorthPacking && s.hidden * s.features > kElementsWorthPacking) return false;
   // Larger weights would come from L3 in each step; a GEMM of the whole sequence blocks them.
-  return hidden * (hidden + features) * tiling.packed_bytes <= kCacheShare * machine.l2;
+  return s.hidden * (s.hidden + s.features) * tiling.packed_bytes <= kCacheShare * machine.l2;
 }
 
 std::string reason(const Plan& plan, const Shape& shape) {

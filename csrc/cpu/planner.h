@@ -43,9 +43,10 @@ struct Plan {
 Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine, int threads,
                bool may_share_columns = true);
 
-// Whether the kernel is to project the input itself: `rows` of all steps, of so many features. Not a matter of threads,
-// so that they do not change the order of summation.
-bool projects(int64_t rows, int64_t hidden, int64_t features, const Tiling& tiling, const Machine& machine);
+// What of a plain layer's way is a matter of its shape alone, and not of threads, so that these do not change the order
+// of summation: whether its weights are worth packing, and whether a kernel is to project the input itself.
+bool worth_packing(const Shape& shape, bool in_16_bits);
+bool projects(const Shape& shape, const Tiling& tiling, const Machine& machine);
 
 // Why, in a sentence.
 std::string reason(const Plan& plan, const Shape& shape);

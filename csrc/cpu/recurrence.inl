@@ -111,7 +111,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
       const int64_t j = s & 1 ? me.panel_end - 1 - (n - me.panel_begin) : n;
       const int width = panels.width(j);
       const int64_t column = panels.first(j) * panels.lanes;
-      const int64_t columns = std::min<int64_t>(width * panels.lanes, hidden - column);
+      const int columns = panels.columns(j);
       const typename K::Packed* panel = packed + panels.offset(j);
 
       const int tallest = me.kernel.tallest(width);
@@ -121,7 +121,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
             int64_t pitch = 0;
             Sum* const begun = projected->begin_sums(s, j, i0, i1, sums, &pitch);
             if (going > 0)
-              me.kernel.multiply_onto(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, width,
+              me.kernel.multiply_onto(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, columns,
                                       me.chains, panels.depth, begun, pitch, true);
             finish_rows<E, K>(me, seg, step, i0, i1, begun, pitch, column, columns);
           });
@@ -129,7 +129,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
         }
       }
       for_each_tile(going, tallest, [&](int64_t i0, int64_t i1) {
-        me.kernel.multiply(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, width, me.chains,
+        me.kernel.multiply(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, columns, me.chains,
                            panels.depth, sums);
         finish_rows<E, K>(me, seg, step, i0, i1, sums, width * panels.lanes, column, columns);
       });
@@ -209,8 +209,8 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
                   kernel};
   // W_hh of all groups, W_ih of all, and their biases.
   auto* const packed = static_cast<typename K::Packed*>(space.packed);
-  auto* const packed_ih = packed + shape.groups * panels.packed_size();
-  auto* const biases = packed_ih + shape.groups * projection_panels.packed_size();
+  auto* const packed_ih = packed + (K::tiling.packs ? shape.groups * panels.packed_size() : 0);
+  auto* const biases = packed_ih + (K::tiling.packs ? shape.groups * projection_panels.packed_size() : 0);
   auto* const states = static_cast<typename K::State*>(space.states);
   auto states_of = [&](const Segment& seg, typename K::State* pair[2]) {
     for (int b = 0; b < 2; ++b) pair[b] = states + (b * shape.groups * shape.batch + seg.state_row) * me.stride;
@@ -229,14 +229,17 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
         if ((g + j) % row_workers == row_worker) pack(g, j);
   };
   // A single step from zeros or a product multiplies no state.
-  if (shape.time > 1 || problem.seed_kind == Seed::state)
-    for_my_share(panels, [&](int64_t g, int64_t j) {
-      K::pack(problem.weight, g, problem.transpose, panels, j, packed + g * panels.packed_size());
-    });
+  if constexpr (K::tiling.packs) {
+    if (shape.time > 1 || problem.seed_kind == Seed::state)
+      for_my_share(panels, [&](int64_t g, int64_t j) {
+        K::pack(problem.weight, g, problem.transpose, panels, j, packed + g * panels.packed_size());
+      });
+  }
   if constexpr (K::tiling.projects) {
     for_my_share(projection_panels, [&](int64_t g, int64_t j) {
-      K::pack(problem.projection.weight, g, false, projection_panels, j,
-              packed_ih + g * projection_panels.packed_size());
+      if constexpr (K::tiling.packs)
+        K::pack(problem.projection.weight, g, false, projection_panels, j,
+                packed_ih + g * projection_panels.packed_size());
       fill_bias(problem.projection, projection_panels, g, j, biases + g * panels.padded_columns());
     });
   }
@@ -247,19 +250,25 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
     if constexpr (sizeof(typename K::State) == 2) clear_padding(me, seg, pair);
   });
   if (workers > 1) all.arrive_and_wait(worker);
+  auto weights_of = [](const auto& w, const typename K::Packed* packed_weights, const Panels& p, int64_t group) {
+    if constexpr (K::tiling.packs)
+      return packed_weights + group * p.packed_size();
+    else
+      return w.data + group * p.hidden * p.inner;
+  };
   for_each_segment(shape, problem.rows, row_worker, row_workers, [&](const Segment& seg) {
     typename K::State* pair[2];
     states_of(seg, pair);
-    const auto* const weights = packed + seg.group * panels.packed_size();
+    const auto* const weights = weights_of(problem.weight, packed, panels, seg.group);
     if constexpr (K::tiling.projects) {
       if (shape.features > 0) {
         // My rows' part of it, whoever shares their columns: each makes its own.
         auto* const ahead = static_cast<typename K::Sum*>(space.ahead);
         const int64_t size = plan.ahead_bytes / sizeof(typename K::Sum) / row_workers;
-        ProjectedInput<K> projected(me, seg, projection_panels, packed_ih + seg.group * projection_panels.packed_size(),
-                                    biases + seg.group * panels.padded_columns(),
-                                    plan.ahead_bytes ? ahead + row_worker * size : nullptr,
-                                    size / (seg.count * panels.padded_columns()));
+        ProjectedInput<K> projected(
+            me, seg, projection_panels, weights_of(problem.projection.weight, packed_ih, projection_panels, seg.group),
+            biases + seg.group * panels.padded_columns(), plan.ahead_bytes ? ahead + row_worker * size : nullptr,
+            size / (seg.count * panels.padded_columns()));
         return run_segment(me, seg, weights, pair, &projected);
       }
     }

@@ -7,7 +7,11 @@ namespace rnn_ext::cpu {
 
 extern const Runs kRuns;
 
-// Whether run_call is to be given a projection rather than its result, for tensors like w_hh.
-bool projects(const Tensor& w_hh, int64_t rows, int64_t features);
+// How a plain layer is computed, by the shapes of its tensors: whether from weights as they lie (rows.inl), and whether
+// run_call is to be given a projection rather than its result.
+struct Way {
+  bool by_rows = false, projects = false;
+};
+Way way_of(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh);
 
 }  // namespace rnn_ext::cpu

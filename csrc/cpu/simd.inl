@@ -7,6 +7,11 @@ template <class T>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
 
 template <class T>
+constexpr int vectors_of(int columns) {
+  return (columns + kLanes<T> - 1) / kLanes<T>;
+}
+
+template <class T>
 struct VecTypes;
 
 template <>

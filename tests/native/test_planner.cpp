@@ -96,9 +96,16 @@ int main() {
   CHECK(plan(100, 32, 1, 256, 2).row_workers == 2, "rows for every core need no barrier");
   CHECK(plan(100, 1, 1, 1024, 2).column_workers == 2, "each core keeps half of W in its L2");
   CHECK(plan(100, 1, 2, 256, 2).row_workers == 2, "two directions go to two cores");
-  CHECK(projects(3200, 64, 64, isa.f32.tiling, machine), "W_ih and W_hh of 64 fit any L2");
-  CHECK(!projects(1, 256, 256, isa.f32.tiling, machine), "one row is not worth packing W_ih");
-  CHECK(!projects(3200, 1024, 1024, isa.f32.tiling, machine), "4 MiB of W_ih would come from L3 in each step");
+  auto projected = [&](const Shape& shape, bool by_rows = false) {
+    return projects(shape, kernel_for<float>(isa, by_rows).tiling, machine);
+  };
+  CHECK(projected({100, 32, 1, 64, 64}), "W_ih and W_hh of 64 fit any L2");
+  CHECK(!projected({1, 1, 1, 256, 256}), "one row is not worth packing W_ih");
+  CHECK(!projected({100, 32, 1, 1024, 1024}), "4 MiB of W_ih would come from L3 in each step");
+  CHECK(projected({1, 1, 1, 1024, 1024}, true) && !projected({100, 1, 1, 1024, 1024}, true), "of a GEMM's rows");
+  CHECK(!worth_packing({1, 1, 1, 64}, false) && !worth_packing({16, 1, 1, 1024}, false), "a few steps");
+  CHECK(worth_packing({100, 1, 1, 64}, false) && worth_packing({1, 32, 1, 1024}, false), "many rows");
+  CHECK(!worth_packing({1, 1, 1, 64}, true) && worth_packing({16, 1, 1, 1024}, true), "16 bits");
   CHECK(plan(1, 1, 1, 64, 64).workers() == 1, "one small step is not worth waking a thread");
   if (failures == 0) std::printf("planner: all invariants hold\n");
   return failures != 0;

@@ -12,12 +12,12 @@ using namespace rnn_ext::test;
 namespace {
 
 template <class T>
-Result<T> run(const Case<T>& c, const Isa& isa, int threads, bool fewer = false) {
+Result<T> run(const Case<T>& c, const Isa& isa, int threads, bool fewer = false, bool by_rows = false) {
   Result<T> r;
   const Problem<T> p = problem_of(c, r);
 
   // A machine with tiny caches, so that the planner splits small shapes too.
-  const Kernel<T>& kernel = kernel_for<T>(isa);
+  const Kernel<T>& kernel = kernel_for<T>(isa, by_rows);
   const Plan plan = make_plan(c.shape, kernel.tiling, {1 << 10, 4 << 10, 1 << 30}, threads);
   // Whatever the scratch holds must not matter: 0xff is NaN in every format.
   std::vector<unsigned char> packed(plan.packed_bytes, 0xff), states(plan.states_bytes, 0xff),
@@ -46,16 +46,21 @@ int check_random(unsigned seed) {
                        1 + static_cast<int64_t>(random() % 3), kHidden[random() % std::size(kHidden)]};
   const Case<T> c(shape, seed, /*may_project=*/true);
   const Result<long double> want = expected(c);
+  // Whole weights, not transposed: what the kernels without packed panels take.
+  const bool rows_too = !c.transpose;
   for (const Isa* isa : compiled_isas()) {
     if (!isa->supported()) continue;
-    const Result<T> alone = run(c, *isa, 1);
-    if (shape.time == 0 || !compare(alone.output, want.output, c, "output", isa->name))
-      if (compare(alone.last, want.last, c, "last", isa->name)) return failures;
-    for (int threads : {2, 3, 5}) {
-      const Result<T> team = run(c, *isa, threads, /*fewer=*/seed % 4 == 0);
-      CHECK(same_bits(team.output, alone.output) && same_bits(team.last, alone.last),
-            "%s T=%ld B=%ld G=%ld H=%ld: %d threads give other bits than one", isa->name, long(shape.time),
-            long(shape.batch), long(shape.groups), long(shape.hidden), threads);
+    for (const bool by_rows : {false, true}) {
+      if (by_rows && !rows_too) continue;
+      const Result<T> alone = run(c, *isa, 1, /*fewer=*/false, by_rows);
+      if (shape.time == 0 || !compare(alone.output, want.output, c, "output", isa->name))
+        if (compare(alone.last, want.last, c, "last", isa->name)) return failures;
+      for (int threads : {2, 3, 5}) {
+        const Result<T> team = run(c, *isa, threads, /*fewer=*/seed % 4 == 0, by_rows);
+        CHECK(same_bits(team.output, alone.output) && same_bits(team.last, alone.last),
+              "%s%s T=%ld B=%ld G=%ld H=%ld: %d threads give other bits than one", isa->name, by_rows ? " by rows" : "",
+              long(shape.time), long(shape.batch), long(shape.groups), long(shape.hidden), threads);
+      }
     }
   }
   return failures;
