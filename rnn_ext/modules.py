@@ -93,7 +93,7 @@ class RNN(nn.RNNBase):
     def _weights(self) -> list[list[Tensor]]:
         """The current weights by layer and direction, with torch's cache of them brought up to date."""
         names = self._flat_weights_names
-        weights = [*map(self._parameters.get, names)]
+        weights: list[Any] = [*map(self._parameters.get, names)]
         if len(weights) != len(self._flat_weights) or not all(map(operator.is_, weights, self._flat_weights)):
             # A parametrized or pruned weight is an attribute, computed or set, and not a parameter.
             weights = [getattr(self, name) if w is None else w for name, w in zip(names, weights, strict=True)]
@@ -205,7 +205,7 @@ class RNN(nn.RNNBase):
             outputs, h_n = _each(lambda h: h.squeeze(1), outputs), h_n.squeeze(1)
         return outputs, h_n
 
-    def _plain(self, x: Any, hx: Tensor | None, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+    def _plain(self, x: Any, hx: Tensor | None, weights: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
         """What is called most, a padded batch through one layer without options, by the shortest way: checks and
         bookkeeping of the general one take as long as a short sequence. None where there is more to do, or wrong."""
         if type(x) is not Tensor or x.is_nested or torch._C._is_any_autocast_enabled():
