@@ -98,8 +98,8 @@ class AmxKernel {
     _tile_loadconfig(&config);
   }
 
-  void multiply(const State* a, int64_t stride, int rows, const Packed* panel, int columns, int /*chains*/, int64_t depth,
-                Sum* sums) {
+  void multiply(const State* a, int64_t stride, int rows, const Packed* panel, int columns, int /*chains*/,
+                int64_t depth, Sum* sums) {
     static constexpr decltype(&multiply_block<1, 1>) one[] = {multiply_block<1, 1>, multiply_block<1, 2>,
                                                               multiply_block<1, 3>, multiply_block<1, 4>};
     static constexpr decltype(&multiply_block<2, 1>) two[] = {multiply_block<2, 1>, multiply_block<2, 2>};

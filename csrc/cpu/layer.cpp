@@ -166,7 +166,8 @@ Results plain_layer(const Tensor& x, const std::optional<Tensor>& h0, const Tens
 using Gradient = std::optional<Tensor>;
 std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backward(
     const std::optional<Tensor>& g, const std::optional<Tensor>& g_n, const Tensor& x, const std::optional<Tensor>& h0,
-    const Tensor& w_ih, const Tensor& w_hh, const Tensor& h, bool relu, bool reversed, bool need_x, bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b) {
+    const Tensor& w_ih, const Tensor& w_hh, const Tensor& h, bool relu, bool reversed, bool need_x, bool need_h0,
+    bool need_w_ih, bool need_w_hh, bool need_b) {
   check_projection(x, w_ih, w_hh, {}, {});
   const int64_t steps = x.size(0), batch = x.size(1), hidden = w_hh.size(1), columns = w_hh.size(0);
   const Sizes direction = alternating(w_hh, reversed), backwards = alternating(w_hh, !reversed);
