@@ -87,6 +87,8 @@ _SITUATIONS = (
     Shape(1, 1, 64, 64),
     Shape(10, 3, 100, 20),
     Shape(10, 32, 64, 64),
+    Shape(1, 1, 512, 512),
+    Shape(10, 1, 512, 512),
     # Compute-bound.
     Shape(1000, 16, 64, 64),
     Shape(50, 64, 1024, 1024),

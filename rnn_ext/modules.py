@@ -211,14 +211,18 @@ class RNN(nn.RNNBase):
         if type(x) is not Tensor or x.is_nested or torch._C._is_any_autocast_enabled():
             return None
         w_ih, w_hh, b_ih, b_hh = weights if self.bias else (*weights, None, None)
-        shape = x.shape
-        if len(shape) != 3 or shape[2] != self.input_size or not shape[0] or x.dtype != w_hh.dtype:
+        if x.dim() != 3 or x.dtype != w_hh.dtype or self.zoneout or (self.recurrent_dropout and self.training):
             return None
-        if self.batch_first or self.zoneout or (self.recurrent_dropout and self.training):
+        batch_first = self.batch_first
+        if batch_first:
+            x = x.transpose(0, 1)
+        time, batch, features = x.shape
+        if features != self.input_size or time == 0:
             return None
-        if hx is not None and hx.shape != (1, shape[1], self.hidden_size):
+        if hx is not None and hx.shape != (1, batch, self.hidden_size):
             return None
-        return plain((x, hx, w_ih, w_hh, b_ih, b_hh), "tanh" if self.mode == "RNN_TANH" else "relu", (1,), True)
+        done = plain((x, hx, w_ih, w_hh, b_ih, b_hh), "tanh" if self.mode == "RNN_TANH" else "relu", (1,), True)
+        return (done[0].transpose(0, 1), done[1]) if batch_first and done is not None else done
 
     def _run(
         self,
