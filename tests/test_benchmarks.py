@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import busy, compare, cores, cuda_code, cuda_cost, kernels, odd, ragged, report, worker
+from benchmarks import busy, calls, compare, cores, cuda_code, cuda_cost, kernels, odd, ragged, report, worker
 from benchmarks import peers as peers_package
 from benchmarks.grid import BATCH_SWEEP, FORWARD, FULL, HIDDEN_SWEEP, MODES, QUICK, TRAINING, Shape
 from benchmarks.limits import Level, Limits
@@ -381,6 +381,17 @@ def test_odd_sizes_and_their_neighbours() -> None:
     rows = odd.measure(3, 5, 4, 0.01)
     assert [r.primitive for r in rows] == [kernels.RECURRENCE, kernels.LINEAR]
     assert all(r.most == 5 / 8 and r.of_next_hidden > 0 and r.of_next_batch > 0 for r in rows)
+
+
+def test_fixed_costs_are_of_calls_that_work() -> None:
+    hidden = 3
+    inference, training = calls.calls(hidden).values()
+    for name, call in inference.items():
+        result = call()
+        output = result[0] if isinstance(result, tuple) else result
+        assert output.shape[-1] == (1 if name.startswith("an op") else hidden)
+    for call in training.values():
+        assert [g.shape for g in call()] == [(hidden, hidden), (hidden, hidden), (hidden,), (hidden,)]
 
 
 def test_busy_processes_keep_cores_busy_and_end() -> None:
