@@ -1,8 +1,8 @@
 """What a call costs before there is anything to compute:  ``python -m benchmarks.calls``
 
-One step of one sequence of few units, on one thread: ours beside ``torch.nn``'s, and below them what PyTorch itself asks
-for the least that a module, an op or a derivative written for it can be. Whoever calls compiled code without PyTorch
-around it has none of these to pay.
+One step of one sequence of few units, on one thread: ours beside ``torch.nn``'s, and below them what PyTorch itself
+asks for the least that a module, an op or a derivative written for it can be. Whoever calls compiled code without
+PyTorch around it has none of these to pay.
 """
 
 from __future__ import annotations

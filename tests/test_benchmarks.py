@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import busy, calls, compare, cores, cuda_code, cuda_cost, kernels, odd, ragged, report, worker
+from benchmarks import busy, compare, cores, cuda_code, cuda_cost, kernels, odd, ragged, report, worker
 from benchmarks import peers as peers_package
+from benchmarks.calls import calls as fixed_costs
 from benchmarks.grid import BATCH_SWEEP, FORWARD, FULL, HIDDEN_SWEEP, MODES, QUICK, TRAINING, Shape
 from benchmarks.limits import Level, Limits
 from benchmarks.peers import OURS, TORCH, Contestant, Disagrees, contestants, load, make_problem
@@ -385,7 +386,7 @@ def test_odd_sizes_and_their_neighbours() -> None:
 
 def test_fixed_costs_are_of_calls_that_work() -> None:
     hidden = 3
-    inference, training = calls.calls(hidden).values()
+    inference, training = fixed_costs(hidden).values()
     for name, call in inference.items():
         result = call()
         output = result[0] if isinstance(result, tuple) else result
