@@ -54,7 +54,10 @@ void multiply_tile(const typename Inner::Element* a, int64_t lda, const typename
       auto step = [&](int64_t k, int chain) __attribute__((always_inline)) {
         Vec<T> p[NV];
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) p[v] = load(reinterpret_cast<const T*>(panel) + (k * NV + v) * L);
+        for (int v = 0; v < NV; ++v) {
+          const Vec<T> x = load(reinterpret_cast<const T*>(panel) + (k * NV + v) * L);
+          p[v] = M > 1 ? in_register(x) : x;
+        }
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
           const typename Inner::Element x = a[m * lda + k];

@@ -50,6 +50,16 @@ RNN_EXT_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VecTypes<T>::loose*>(p) = v;
 }
 
+// v, from here on in a register. GCC likes to make a load part of every instruction that uses it, and so reads memory
+// once for each.
+template <class V>
+RNN_EXT_INLINE V in_register(V v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 // The first n lanes, 0 < n < kLanes; the others read as zero and are not touched in memory. On
 // AVX-512 and AVX2 these are masked moves, so that an odd H costs no scalar loop.
 #if RNN_EXT_VECTOR_BYTES == 64
