@@ -25,11 +25,11 @@ struct DotKernel {
   static int tallest(int width) { return max_tile_rows(width); }
   void prepare(int64_t /*rows*/) {}
   void multiply(const State* a, int64_t stride, int rows, const Packed* panel, int columns, int chains, int64_t depth,
-                Sum* sums) {
+                Sum* sums, Fetch fetch) {
     const int width = vectors_of<Sum>(columns);
     using Element = Pairs::Element;
     multiply_tile_for<Pairs>(rows, width, chains)(reinterpret_cast<const Element*>(a), stride / 2,
                                                   reinterpret_cast<const Element*>(panel), depth / 2, sums,
-                                                  width * kLanes<Sum>, false);
+                                                  width * kLanes<Sum>, false, {fetch.from, 2 * fetch.bytes_a_row});
   }
 };

@@ -104,7 +104,12 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
   plan.row_workers = best.rows;
   plan.column_workers = best.columns;
   const int64_t rows_together = std::min(shape.batch, (all_rows + best.rows - 1) / best.rows);
-  const int widest = rows_together <= tiling.wide_panel_rows ? tiling.wide_panel_vectors : tiling.panel_vectors;
+  const int64_t share = (vectors + best.columns - 1) / best.columns * tiling.lanes * shape.hidden * tiling.packed_bytes;
+  plan.streams = share > kCacheShare * machine.l2;
+  // What L2 keeps of one step for the next, it keeps by whole panels, so that narrow ones leave less of it unused: 3 to
+  // 5 % at B = 1, H = 896 to 1024. They cost as much where nearly all is kept.
+  const bool wide = rows_together <= tiling.wide_panel_rows && share <= machine.l2;
+  const int widest = wide ? tiling.wide_panel_vectors : tiling.panel_vectors;
   // As few as the registers allow, and the same number for every column worker.
   auto panels_for = [&](int64_t vectors_a_panel) {
     const int64_t fewest = (vectors + vectors_a_panel - 1) / vectors_a_panel;
@@ -112,9 +117,9 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
   };
   plan.panels = panels_for(widest);
   plan.chains = vectors <= tiling.two_chain_vectors ? 2 : 1;
+  const Panels panels(shape.hidden, shape.hidden, tiling, plan.panels);
   // Whole cache lines, and one more: at H = 1024 rows would otherwise lie 4096 bytes apart, and all of a tile's rows
   // fall into one set of the L1 cache.
-  const Panels panels(shape.hidden, shape.hidden, tiling, plan.panels);
   const int64_t line = 64 / tiling.state_bytes;
   plan.state_stride = ((panels.padded_columns() + line - 1) / line + 1) * line;
   auto packed_bytes = [&](const Panels& p) { return tiling.packs ? p.packed_size() * tiling.packed_bytes : 0; };

@@ -25,6 +25,7 @@ struct Plan {
   int column_workers = 1;
   int64_t panels = 0;        // of packed weights, a group (panels.h)
   int chains = 1;            // sums over k that run side by side
+  bool streams = false;      // a worker's share of W exceeds its L2, so that each step brings most of it from L3
   int64_t state_stride = 0;  // elements between rows of a state buffer
   int64_t packed_bytes = 0;  // all groups
   int64_t states_bytes = 0;  // both buffers

@@ -51,7 +51,7 @@ class ProjectedInput {
     const Sum* bias = bias_ + panels_.first(j) * panels_.lanes;
     for (int64_t i = 0; i < rows; ++i) convert_row(sums + i * pitch, bias, width * panels_.lanes);
     me_.kernel.multiply_onto(x, stride, static_cast<int>(rows), weights_ + panels_.offset(j), panels_.columns(j),
-                             me_.chains, panels_.depth, sums, pitch, true);
+                             me_.plan.chains, panels_.depth, sums, pitch, true);
   }
 
   // My columns, for some steps from this one on; again, where I have taken over a peer's.

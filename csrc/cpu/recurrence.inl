@@ -122,15 +122,16 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
             Sum* const begun = projected->begin_sums(s, j, i0, i1, sums, &pitch);
             if (going > 0)
               me.kernel.multiply_onto(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, columns,
-                                      me.chains, panels.depth, begun, pitch, true);
+                                      me.plan.chains, panels.depth, begun, pitch, true);
             finish_rows<E, K>(me, seg, step, i0, i1, begun, pitch, column, columns);
           });
           continue;
         }
       }
+      const int64_t next = s & 1 ? j - 1 : j + 1;
       for_each_tile(going, tallest, [&](int64_t i0, int64_t i1) {
-        me.kernel.multiply(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, columns, me.chains,
-                           panels.depth, sums);
+        me.kernel.multiply(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, columns,
+                           me.plan.chains, panels.depth, sums, me.fetch(packed, next, i0, i1, going));
         finish_rows<E, K>(me, seg, step, i0, i1, sums, width * panels.lanes, column, columns);
       });
       for (int64_t i = going; i < alive; ++i) {
@@ -196,7 +197,7 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
   StepBarrier peers(space.arrivals + workers, row_worker * column_workers, column_workers);
   Worker<K> me = {problem,
                   panels,
-                  plan.chains,
+                  plan,
                   begin,
                   end,
                   std::min(shape.hidden, panels.first(begin) * panels.lanes),

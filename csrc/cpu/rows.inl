@@ -69,7 +69,7 @@ struct RowKernel {
   static int tallest(int width) { return max_tile_rows(width); }
   void prepare(int64_t /*rows*/) {}
   void multiply(const State* a, int64_t stride, int rows, const Packed* panel, int columns, int chains, int64_t depth,
-                Sum* sums) {
+                Sum* sums, Fetch /*fetch*/) {
     multiply_onto(a, stride, rows, panel, columns, chains, depth, sums, vectors_of<Sum>(columns) * kLanes<Sum>, false);
   }
   void multiply_onto(const State* a, int64_t stride, int rows, const Packed* panel, int columns, int /*chains*/,

@@ -9,7 +9,7 @@ template <class K>
 struct Worker {
   const Problem<typename K::Storage>& problem;
   const Panels& panels;  // of W_hh
-  int chains;
+  const Plan& plan;
   int64_t panel_begin, panel_end;    // my columns, in panels
   int64_t column_begin, column_end;  // the same in elements, at most H
   int64_t stride;                    // of a state row
@@ -17,6 +17,16 @@ struct Worker {
   int peer, peer_count;
   bool retired;  // a peer has taken my work over
   K& kernel;
+
+  // Panel j, as far as it is the part of rows [begin, end) of so many: each tile of the panel before it brings that, if
+  // panels come from L3. A tile that is alone in its panel is shorter than the next one's way; then all that matters is
+  // the stream from L3, and the hardware's prefetcher sees to that.
+  Fetch fetch(const typename K::Packed* packed, int64_t j, int64_t begin, int64_t end, int64_t rows) const {
+    if (!plan.streams || end - begin == rows || j < panel_begin || j >= panel_end) return {this, 0};
+    const int64_t bytes = panels.width(j) * panels.lanes * panels.depth * sizeof(typename K::Packed);
+    const char* panel = reinterpret_cast<const char*>(packed + panels.offset(j));
+    return {panel + begin * bytes / rows, (end - begin) * bytes / rows / panels.depth};
+  }
 
   // The end of a step that peers share. What a peer that lost its core would do, one of the others does from now on.
   void meet_peers() {

@@ -106,6 +106,11 @@ int main() {
   CHECK(!worth_packing({1, 1, 1, 64}, false) && !worth_packing({16, 1, 1, 1024}, false), "a few steps");
   CHECK(worth_packing({100, 1, 1, 64}, false) && worth_packing({1, 32, 1, 1024}, false), "many rows");
   CHECK(!worth_packing({1, 1, 1, 64}, true) && worth_packing({16, 1, 1, 1024}, true), "16 bits");
+  CHECK(!plan(100, 1, 1, 512, 1).streams, "1 MiB of W stays in L2");
+  CHECK(plan(50, 64, 1, 1024, 2).streams, "each of two workers of other rows has all 4 MiB of W");
+  CHECK(!plan(100, 1, 1, 768, 2).streams, "half of 2.25 MiB stays in L2");
+  CHECK(plan(100, 1, 1, 1024, 1).panels > plan(100, 1, 1, 1024, 2).panels,
+        "panels are narrow where L2 keeps half of W");
   CHECK(plan(1, 1, 1, 64, 64).workers() == 1, "one small step is not worth waking a thread");
   if (failures == 0) std::printf("planner: all invariants hold\n");
   return failures != 0;
