@@ -14,8 +14,12 @@ namespace {
 // (docs/cuda.md), of tensor cores' sums through shared memory and of up to four values for each thread; a cluster's
 // barrier and stores, a flag through L2 and a launch are a fraction of a microsecond, one to two, and two to three on
 // the devices that have been written about.
-constexpr double kLanes = 128, kTensorRate = 1024, kSharedBytesPerCycle = 128, kFinish = 500, kTensorFinish = 1200,
-                 kCluster = 700, kDevice = 2500, kLaunch = 5000, kMemory = 700;
+constexpr double kTensorRate = 1024, kSharedBytesPerCycle = 128, kFinish = 500, kTensorFinish = 1200, kCluster = 700,
+                 kDevice = 2500, kLaunch = 5000, kMemory = 700;
+
+// Float32 multiply-adds of a multiprocessor in a cycle: NVIDIA's programming guide, throughput of instructions.
+double lanes(const Device& device) { return device.capability == 75 || device.capability == 80 ? 64 : 128; }
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One of the tiles of either kind, with as many rows of the batch at once.
@@ -37,7 +41,7 @@ double tile_cycles(double products, double rate, int64_t bytes, double finish) {
   return std::max(products / rate, static_cast<double>(bytes) / kSharedBytesPerCycle) + finish;
 }
 
-Cut float_cut(int index, int rows, int64_t hidden) {
+Cut float_cut(int index, int rows, int64_t hidden, const Device& device) {
   const FloatTile& tile = kFloatTiles[index];
   const int64_t depth = 4 * int64_t{tile.slices} * tile.chunks(hidden), weights = tile.weight_bytes(hidden);
   // Each warp reads all of the states, or as many of its threads as share a slice the same part of them at once.
@@ -51,7 +55,7 @@ Cut float_cut(int index, int rows, int64_t hidden) {
           tile.values(rows),
           4 * tile.stride(hidden, rows),
           weights,
-          tile_cycles(static_cast<double>(tile.columns * depth * rows), kLanes, weights + states, kFinish)};
+          tile_cycles(static_cast<double>(tile.columns * depth * rows), lanes(device), weights + states, kFinish)};
 }
 
 Cut tensor_cut(int index, int64_t hidden, int bytes) {
@@ -139,7 +143,7 @@ std::vector<Cut> cuts_of(Variant variant, const Shape& shape, Format format, con
                     : variant == Variant::cluster ? kWideTile + 1
                                                   : kFloatTileCount;
     for (int tile = first; tile < end; ++tile)
-      for (int rows : {1, kFloatTiles[tile].rows}) cuts.push_back(float_cut(tile, rows, shape.hidden));
+      for (int rows : {1, kFloatTiles[tile].rows}) cuts.push_back(float_cut(tile, rows, shape.hidden, device));
   } else if (format != Format::float64 && tensor) {
     const int first = variant == Variant::resident  ? 0
                       : variant == Variant::cluster ? kClusterTensorTile
@@ -167,7 +171,7 @@ Plan stepwise_plan(const Shape& shape, const Device& device) {
   const double blocks = static_cast<double>(shape.groups * ceil_div(shape.batch, 32) * ceil_div(shape.hidden, 64));
   const double rounds = std::max(1.0, blocks / std::max(1, 4 * device.multiprocessors));
   const double hidden = static_cast<double>(shape.hidden);
-  plan.cycles = kLaunch + rounds * std::max(4 * 32 * 64 * hidden / (kLanes / 2), hidden / 16 * kMemory);
+  plan.cycles = kLaunch + rounds * std::max(4 * 32 * 64 * hidden / (lanes(device) / 2), hidden / 16 * kMemory);
   plan.why = "stepwise, a launch for each step: ";
   return plan;
 }

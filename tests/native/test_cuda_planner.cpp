@@ -171,6 +171,15 @@ int check_choices() {
     CHECK(plan.variant == c.want, "sm_%d B=%ld H=%ld: %s", c.device.capability, long(c.shape.batch),
           long(c.shape.hidden), plan.why.c_str());
   }
+  // A multiprocessor of these two has 64 lanes for float32, the others have 128.
+  for (const Named& named : kDevices) {
+    const bool few = named.device.capability <= 80;
+    const double less = plan_for(Variant::resident, {100, 1, 1, 64}, Format::float32, named.device)->cycles;
+    const double more = plan_for(Variant::resident, {100, 1, 1, 128}, Format::float32, named.device)->cycles;
+    const double want = (128.0 * 128 - 64.0 * 64) / (few ? 64 : 128);
+    CHECK(more - less == want, "%s: %g cycles more for W of four times the size, not %g", named.name, more - less,
+          want);
+  }
   return failures;
 }
 
