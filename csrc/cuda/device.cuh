@@ -16,6 +16,7 @@
 //   numbers               to_float(x), from_float<half|bfloat16>(x), pack<half|bfloat16>(low, high)
 //                         round_tf32(x), tanh_approx(x), reciprocal_approx(x)
 //   shared memory         dynamic_shared<T>()
+//   registers             keep(x)
 //   host                  launch(LaunchConfig, kernel, arguments...)
 //
 // Rules that keep a kernel testable: it waits in a loop for another thread only through spin_until; its launches go

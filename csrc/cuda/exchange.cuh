@@ -3,10 +3,11 @@
 // A team of blocks has the columns of a state between them; each block keeps all of it in its shared memory. An
 // exchange has
 //
-//   kBuffers                 of states in shared memory: two where a new state is written while an old one is read
-//   begin()                  after which what each thread wrote to shared memory is there for all, and nobody is
-//   missing put(to, row, column, y)  some values of a row of the next states, of which `to` is the first in this block
-//   pass(to)                 after which all that was put, by all of the team, is in `to`
+//   kBuffers     of states in shared memory: two where a new state is written while an old one is read
+//   begin()      after which what each thread wrote to shared memory is there for all, and nobody is missing
+//   put(to, row, column, y)
+//                some values of a row of the next states, of which `to` is the first in this block
+//   pass(to)     after which all that was put, by all of the team, is in `to`
 //
 // and every block of a team calls begin and pass as often.
 #pragma once
@@ -35,19 +36,18 @@ class WithinBlock {
   static constexpr int kBuffers = 2;
   static constexpr bool kClusters = false, kQueues = false;
 
-  __device__ __forceinline__ WithinBlock(const Team&, int /*width*/, int depth, int stride)
-      : depth_(depth), stride_(stride) {}
+  __device__ __forceinline__ WithinBlock(const Team&, int /*width*/, int /*depth*/, int stride) : stride_(stride) {}
   __device__ __forceinline__ int rank() const { return 0; }
   __device__ __forceinline__ void begin() { __syncthreads(); }
   template <int kCount>
   __device__ __forceinline__ void put(State* to, int row, int column, const Values<State, kCount>& y) {
-    if (column < depth_) *reinterpret_cast<Values<State, kCount>*>(to + row * stride_ + column) = y;
+    *reinterpret_cast<Values<State, kCount>*>(to + row * stride_ + column) = y;
   }
   // One barrier a step: the next step writes to the other buffer.
   __device__ __forceinline__ void pass(State*, int /*rows*/) { __syncthreads(); }
 
  private:
-  int depth_, stride_;
+  int stride_;
 };
 
 // A cluster (sm_90), whose blocks write to each other's shared memory. Its barrier orders that: what was put before
@@ -58,8 +58,8 @@ class WithinCluster {
   static constexpr int kBuffers = 2;
   static constexpr bool kClusters = true, kQueues = false;
 
-  __device__ __forceinline__ WithinCluster(const Team& team, int /*width*/, int depth, int stride)
-      : blocks_(team.blocks), depth_(depth), stride_(stride) {}
+  __device__ __forceinline__ WithinCluster(const Team& team, int /*width*/, int /*depth*/, int stride)
+      : blocks_(team.blocks), stride_(stride) {}
   __device__ __forceinline__ int rank() const { return static_cast<int>(cluster_rank()); }
   __device__ __forceinline__ void begin() {
     cluster_arrive();
@@ -67,7 +67,6 @@ class WithinCluster {
   }
   template <int kCount>
   __device__ __forceinline__ void put(State* to, int row, int column, const Values<State, kCount>& y) {
-    if (column >= depth_) return;
     for (int block = 0; block < blocks_; ++block)
       *reinterpret_cast<Values<State, kCount>*>(cluster_map(to, static_cast<uint32_t>(block)) + row * stride_ +
                                                 column) = y;
@@ -76,7 +75,7 @@ class WithinCluster {
   __device__ __forceinline__ void pass(State*, int /*rows*/) { begin(); }
 
  private:
-  int blocks_, depth_, stride_;
+  int blocks_, stride_;
 };
 
 // Blocks anywhere on the device, all there at the same time (a cooperative launch). States go through L2, in one of two

@@ -54,6 +54,9 @@ class FloatMultiply {
   static constexpr int kThreads = kCut.threads(), kRows = kRows_, kColumns = kCut.columns;
   // What a thread finishes: kValues neighbours in one row.
   static constexpr int kValues = kTogether, kSpread = 1;
+  // A block's columns are all below depth(hidden), which is a multiple of them.
+  static constexpr bool kInside = true;
+  static_assert(4 * kSlices * (kDepth ? kDepth : 1) % kColumns == 0);
 
   static constexpr int stride(int hidden) {
     constexpr FloatTile tile = kCut;
@@ -70,7 +73,7 @@ class FloatMultiply {
   // weight_bytes(hidden).
   template <class Element>
   __device__ __forceinline__ FloatMultiply(int hidden, int first, unsigned char* shared, Element element)
-      : thread_(static_cast<int>(threadIdx.x)),
+      : thread_(static_cast<int>(threadIdx.x) % kThreads),
         depth_(chunks(hidden)),
         stride_(stride(hidden) / 4),
         weights_(reinterpret_cast<float4*>(shared)) {

@@ -21,6 +21,21 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(rnn_ext_dynamic_shared);
 }
 
+// The same number, or the same place in the block's shared memory, by way of a shuffle of each lane with itself: all
+// lanes of the warp ask. What ptxas cannot work out again it leaves in a register, where at each step of a loop it
+// would otherwise make it anew.
+__device__ __forceinline__ uint32_t keep(uint32_t x) {
+  return __shfl_sync(0xffffffffu, x, static_cast<int>(threadIdx.x) % 32);
+}
+__device__ __forceinline__ int keep(int x) { return static_cast<int>(keep(static_cast<uint32_t>(x))); }
+// Times a one that ptxas does not know to be one.
+__device__ __forceinline__ uintptr_t keep(uintptr_t x) { return x * keep(uint32_t{1}); }
+template <class T>
+__device__ __forceinline__ T* keep(T* shared) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  return static_cast<T*>(__cvta_shared_to_generic(keep(address)));
+}
+
 // ---- asynchronous copies ----
 
 // Copies kBytes from global to shared memory, or zeros if not `valid` (`global` is then not read). Both addresses are
@@ -78,6 +93,8 @@ __device__ __forceinline__ void store_release(uint32_t* flag, uint32_t value) {
 
 // Waits until an epoch has come, in a count that may wrap around. False if it has not after `limit` looks.
 __device__ __forceinline__ bool spin_until(const uint32_t* flag, uint32_t value, uint32_t limit) {
+  // Not unrolled: that would be many looks in a row, each with a way out, for a loop that waits for L2.
+#pragma unroll 1
   for (uint32_t look = 0; look < limit; ++look)
     if (static_cast<int32_t>(load_acquire(flag) - value) >= 0) return true;
   return false;

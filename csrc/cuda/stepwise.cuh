@@ -95,10 +95,12 @@ __global__ void __launch_bounds__(kStepThreads, 4) stepwise_kernel(const DeviceP
     for (int j = 0; j < kThreadColumns; ++j) {
       const int column = first_column + my_column + j;
       if (column >= hidden) continue;
-      const Sum<T> input = problem.input.data ? to_sum(*row.at(problem.input, t, column)) : Sum<T>(0);
-      const Sum<T> f = uses_factor(problem.epilogue) ? to_sum(*row.at(problem.factor, t, column)) : Sum<T>(0);
-      const T y = rounded<T>(
-          row.state(s, sums[i][j], input, f, problem.leaks() && s > 0 ? row.before(s, column) : Sum<T>(0), column));
+      const Sum<T> input[] = {problem.input.data ? to_sum(*row.at(problem.input, t, column)) : Sum<T>(0)};
+      const Sum<T> f[] = {uses_factor(problem.epilogue) ? to_sum(*row.at(problem.factor, t, column)) : Sum<T>(0)};
+      const Sum<T> before[] = {s == 0 ? row.seed(column) : problem.leaks() ? row.before(s, column) : Sum<T>(0)};
+      Sum<T> state[] = {sums[i][j]};
+      row.to_states(s, state, input, f, before, column, 0);
+      const T y = rounded<T>(state[0]);
       *row.at(problem.output, t, column) = y;
       if (s == row.steps - 1) problem.last.at(group, row.batch)[column] = y;
     }

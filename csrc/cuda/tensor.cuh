@@ -42,6 +42,8 @@ class TensorMultiply {
   static constexpr int kValues = kCut.values();
   // From one column that a thread finishes to the next.
   static constexpr int kSpread = 4 * kFinishers;
+  // A block may have columns from depth(hidden) on.
+  static constexpr bool kInside = false;
 
   static constexpr int depth(int hidden) {
     constexpr TensorTile tile = kCut;

@@ -109,8 +109,17 @@ struct Track {
     return problem.leaks() && problem.transpose ? f * y : y;
   }
 
-  // The state of step s, from M y_{s-1}, the input, the factor, and y_{s-1} itself, zero if it was reset.
-  __device__ __forceinline__ Sum<T> state(int s, Sum<T> sum, Sum<T> input, Sum<T> f, Sum<T> before, int column) const;
+  // What the problem has for the first step: a state, or a product that is ready; zero where it has nothing.
+  __device__ __forceinline__ Sum<T> seed(int column) const {
+    return problem.seed_kind == Seed::none ? Sum<T>(0) : to_sum(problem.seed.at(group, batch)[column]);
+  }
+
+  // The states of step s at columns `spread` apart, in place of the sums M y_{s-1}: from those, the input, the factor,
+  // and y_{s-1} itself, zero if it was reset, or in the first step the seed.
+  template <int kCount>
+  __device__ __forceinline__ void to_states(int s, Sum<T> (&sums)[kCount], const Sum<T> (&input)[kCount],
+                                            const Sum<T> (&f)[kCount], const Sum<T> (&before)[kCount], int column,
+                                            int spread) const;
 };
 
 // Within 2 ULP, and without a branch, so that no warp diverges and the verifier of races sees one path. Near zero an
@@ -134,37 +143,66 @@ __device__ __forceinline__ float tanh_of(float x) {
 }
 __device__ __forceinline__ double tanh_of(double x) { return tanh(x); }
 
-// y = epilogue(a), with the factor f; as finish in cpu/epilogue.inl. The epilogue is the same for the whole launch; no
-// switch, of which nvcc would copy all that follows for each case.
-template <class S>
-__device__ __forceinline__ S finish(Epilogue epilogue, S a, S f) {
+// Values to epilogue(value), with the factors f; as finish in cpu/epilogue.inl. The epilogue is the same for the whole
+// launch, and asked for once for all values; no switch, of which nvcc would copy all that follows for each case.
+template <class S, int kCount>
+__device__ __forceinline__ void finish(Epilogue epilogue, S (&values)[kCount], const S (&f)[kCount]) {
   if (uses_factor(epilogue)) {
-    const S d = epilogue == Epilogue::tanh_derivative ? S(1) - f * f : f;
-    return epilogue != Epilogue::relu_derivative ? d * a : f <= S(0) ? S(0) : a;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const S product = (epilogue == Epilogue::tanh_derivative ? S(1) - f[i] * f[i] : f[i]) * values[i];
+      const S where_positive = f[i] <= S(0) ? S(0) : values[i];
+      values[i] = epilogue == Epilogue::relu_derivative ? where_positive : product;
+    }
+  } else if (epilogue == Epilogue::tanh) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] = tanh_of(values[i]);
+  } else {
+    // NaN compares false, and is kept.
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] = values[i] < S(0) ? S(0) : values[i];
   }
-  // NaN compares false, and is kept.
-  return epilogue == Epilogue::tanh ? tanh_of(a) : a < S(0) ? S(0) : a;
 }
 
 template <class T, bool kPlain>
-__device__ __forceinline__ Sum<T> Track<T, kPlain>::state(int s, Sum<T> sum, Sum<T> input, Sum<T> f, Sum<T> before,
-                                                          int column) const {
+template <int kCount>
+__device__ __forceinline__ void Track<T, kPlain>::to_states(int s, Sum<T> (&sums)[kCount],
+                                                            const Sum<T> (&input)[kCount], const Sum<T> (&f)[kCount],
+                                                            const Sum<T> (&before)[kCount], int column,
+                                                            int spread) const {
   const DeviceProblem<T>& p = problem;
   const bool linear = uses_factor(p.epilogue), fresh = s == 0 && p.seed_kind != Seed::state;
-  Sum<T> seed = 0;
-  if (s == 0 && p.seed_kind != Seed::none) seed = to_sum(p.seed.at(group, batch)[column]);
-  // Where there is no state, the seed is all that arrives: not even zero times a NaN of W.
-  if (fresh)
-    sum = seed;
-  else if (!kPlain && p.masks_sums())
-    sum *= to_sum(p.mask.at(group, batch)[column]);
-  if (!leaks()) return finish(p.epilogue, sum + input, f);
-  if (linear && fresh) return input + sum;
-  const int t = time(linear && p.transpose ? s - 1 : s);
-  const Sum<T> z = p.kept.data ? Sum<T>(*at(p.kept, t, column)) : to_sum(*at(p.leak, t, column));
-  const Sum<T> kept = fresh ? Sum<T>(0) : z * (s == 0 ? seed : before);
-  if (linear) return input + kept + (p.transpose ? sum : f * sum);
-  return kept + (Sum<T>(1) - z) * finish(p.epilogue, sum + input, f);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    // Where there is no state, the seed is all that arrives: not even zero times a NaN of W.
+    if (fresh)
+      sums[i] = before[i];
+    else if (!kPlain && p.masks_sums())
+      sums[i] *= to_sum(p.mask.at(group, batch)[column + i * spread]);
+  }
+  if (!leaks()) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) sums[i] += input[i];
+    return finish(p.epilogue, sums, f);
+  }
+  const int t = time(linear && p.transpose && s > 0 ? s - 1 : s);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (linear && fresh) {
+      sums[i] += input[i];
+      continue;
+    }
+    const int at_column = column + i * spread;
+    const Sum<T> z = p.kept.data ? Sum<T>(*at(p.kept, t, at_column)) : to_sum(*at(p.leak, t, at_column));
+    const Sum<T> kept = fresh ? Sum<T>(0) : z * before[i];
+    if (linear) {
+      sums[i] = input[i] + kept + (p.transpose ? sums[i] : f[i] * sums[i]);
+    } else {
+      Sum<T> one[1] = {sums[i] + input[i]};
+      finish(p.epilogue, one, {f[i]});
+      sums[i] = kept + (Sum<T>(1) - z) * one[0];
+    }
+  }
 }
 
 }  // namespace rnn_ext::cuda

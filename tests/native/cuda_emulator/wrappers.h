@@ -17,6 +17,12 @@ T* dynamic_shared() {
   return static_cast<T*>(cuda_emulator::dynamic_shared_memory());
 }
 
+// Where a value lies is the compiler's affair.
+template <class T>
+T keep(T x) {
+  return x;
+}
+
 // ---- asynchronous copies ----
 
 // Moved as one: ThreadSanitizer sees assignments, but not what the compiler makes of a memset.
