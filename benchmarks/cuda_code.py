@@ -44,7 +44,10 @@ WARP = 32
 
 
 class Identity(NamedTuple):
-    """What a kernel is, from its mangled name; ``columns`` of the state are a block's, and ``rows`` of the batch."""
+    """What a kernel is, from its mangled name; ``columns`` of the state are a block's, and ``rows`` of the batch.
+
+    ``slices`` threads of a warp share each sum; with tensor cores a thread has whole ones of its warp's.
+    """
 
     dtype: str
     variant: str
@@ -54,6 +57,7 @@ class Identity(NamedTuple):
     rows: int
     plain: bool
     held: int
+    slices: int
 
 
 def identity(kernel: str) -> Identity:
@@ -64,9 +68,9 @@ def identity(kernel: str) -> Identity:
     first, second = int(match[3]), int(match[4])
     if tensor:
         dtype = dtype.replace("float32", "TF32")
-        return Identity(dtype, variant, tensor, first, WARP * second, TENSOR_ROWS, plain, int(match[5]))
+        return Identity(dtype, variant, tensor, first, WARP * second, TENSOR_ROWS, plain, int(match[5]), 1)
     tile = FLOAT_TILES[first]
-    return Identity(dtype, variant, tensor, tile.columns, tile.threads, second, plain, tile.held)
+    return Identity(dtype, variant, tensor, tile.columns, tile.threads, second, plain, tile.held, tile.slices)
 
 
 def tools() -> dict[str, str]:

@@ -1,12 +1,14 @@
 """What a time step of the CUDA kernels costs, read from their machine code: no GPU needed.
 
 ``python -m benchmarks.cuda_cost`` compiles the kernels with nvcc and has cuxray look at them: registers, spills, bank
-conflicts, and the schedule that the compiler wrote into the instructions of the loop over time. From that it
-estimates a step of a block as the longest of three: one warp's way through the loop, with the latencies that a schedule
-does not know; the issue of all its warps' instructions; and its reading of W from shared memory. The loop is counted
-whole, with what a call's epilogue passes by. The floor is the longer of two: the multiply-adds alone, on all lanes of
-float32 or on tensor cores; and the way of one sum from the states to the barrier. Where blocks wait for each other, the
-floor has that as well, and there is no estimate. A GPU has the last word.
+conflicts, and the schedule that the compiler wrote into the instructions of the loop over time. From registers, threads
+and the shared memory of the planner's plans (cuda_plans.cpp) it finds how many blocks a multiprocessor has room for;
+from the schedule it estimates a step of a block as the longest of four: one warp's way through the loop, with the
+latencies that a schedule does not know; the issue of all its warps' instructions; its multiply-adds alone; and its
+reading of W from shared memory. The loop is counted whole, with what a call's epilogue passes by. The floor is the
+longer of two: the multiply-adds alone, on all lanes of float32 or on tensor cores; and the way of one sum from the
+states to the barrier. Where blocks wait for each other, the floor has that as well, and there is no estimate. A GPU has
+the last word.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from .cuda_code import FLOAT_TILES, SOURCE, VARIANTS, WARP, Identity, identity, nvcc, require, tools
+from .cuda_code import SOURCE, VARIANTS, WARP, Identity, identity, nvcc, require, tools
 
 # Their kernels' encodings are those that cuxray knows.
 ARCHITECTURES = ("sm_80", "sm_90")
@@ -37,11 +39,17 @@ TANH = 14 * ALU + 2 * CROSS
 SHARED_BYTES_PER_CYCLE, L2_BYTES_PER_CYCLE = 128, 64  # of a multiprocessor
 # Each multiprocessor has four schedulers, which issue an instruction a cycle.
 SCHEDULERS = 4
+# A multiprocessor of compute capability 8.0 or 9.0, and how it allots (CUDA's programming guide, tables of compute
+# capabilities): registers to a warp by the 256, equally many warps to each scheduler; shared memory to a block by the
+# 128 bytes, of which CUDA keeps 1 KiB for itself. SHARED_BYTES by capability: of a multiprocessor; a block may ask for
+# 1 KiB less.
+REGISTERS, REGISTER_UNIT, MOST_WARPS, MOST_BLOCKS, SHARED_UNIT, RESERVED = 65536, 256, 64, 32, 128, 1024
+SHARED_BYTES = {80: 164 * 1024, 90: 228 * 1024}
 # Of a team's blocks the floor is that of a step at so many columns of the state; of `resident` at as many as it has.
 HIDDEN = {"cluster": 512, "persistent": 1024}
 # How many times its floor a step of `resident` in float32 may be estimated at, of the kernels without options at H from
 # 64 on; below, all of it is latency, and less of that than of what else a step has to do.
-MOST, FROM_COLUMNS = 2.9, 64
+MOST, FROM_COLUMNS = 2.4, 64
 
 
 def lanes(capability: int) -> int:
@@ -55,6 +63,9 @@ class Cost(NamedTuple):
     architecture: str
     kernel: Identity
     registers: int
+    blocks: (
+        int | None
+    )  # that a multiprocessor has room for, with as much shared memory as any plan for it asks for, if there is one
     spilled: int
     conflicts: int
     instructions: int | None
@@ -63,26 +74,35 @@ class Cost(NamedTuple):
     latency_floor: int
 
 
-def slices(k: Identity) -> int:
-    """Threads that share a sum."""
-    return next(t.slices for t in FLOAT_TILES if (t.columns, t.threads, t.held) == (k.columns, k.threads, k.held))
+def ceil_to(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
+
+
+def blocks_per_multiprocessor(capability: int, threads: int, registers: int, shared_bytes: int) -> int:
+    """How many blocks are there at a time: as many as have threads, registers of a thread and shared memory."""
+    warps = threads // WARP
+    with_registers = REGISTERS // SCHEDULERS // ceil_to(registers * WARP, REGISTER_UNIT) * SCHEDULERS
+    with_shared = SHARED_BYTES[capability] // ceil_to(shared_bytes + RESERVED, SHARED_UNIT)
+    return min(MOST_BLOCKS, MOST_WARPS // warps, with_registers // warps, with_shared)
+
+
+def hand_over(k: Identity) -> tuple[int, int]:
+    """How a sum gets together from the threads that share it: cycles of crossing to others, and of additions."""
+    if k.tensor:
+        return CROSS + 2 * SHARED, 0
+    stages = k.slices.bit_length() - 1
+    return stages * CROSS, stages * ALU
 
 
 def waits(k: Identity) -> int:
     """What a warp waits for in a step and its schedule does not say: loads, shuffles, function units, barriers."""
-    hand_over = CROSS + 2 * SHARED if k.tensor else slices(k).bit_length() * CROSS - CROSS
-    return SHARED + hand_over + 2 * CROSS + CROSS
+    return SHARED + hand_over(k)[0] + 2 * CROSS + CROSS
 
 
 def latency(k: Identity, hidden: int) -> int:
     """A step's floor by latency alone: a sum's way from the states in shared memory to the states in shared memory."""
-    if k.tensor:
-        hand_over = CROSS + 2 * SHARED
-    else:
-        stages = slices(k).bit_length() - 1
-        hand_over = stages * (CROSS + ALU)
     # Four multiply-adds at the least, one after the other; an mma takes longer.
-    way = SHARED + 4 * ALU + hand_over + ALU + TANH + CROSS
+    way = SHARED + 4 * ALU + sum(hand_over(k)) + ALU + TANH + CROSS
     if k.variant == "cluster":
         # Stores reach the other blocks, then their barrier does.
         return way + 2 * REMOTE
@@ -106,13 +126,16 @@ def weights_from_shared(k: Identity) -> int:
 
 
 def too_much(found: Sequence[Cost]) -> list[Cost]:
-    """Those that spill, have a bank conflict, or, of `resident` in float32, take much longer than their floor."""
+    """Those that spill, have a bank conflict, find no room, or, of `resident` in float32, are far from their floor.
+
+    The planner gives a block a multiprocessor to itself, and a cooperative launch is one of blocks that are all there.
+    """
 
     def far(c: Cost) -> bool:
         gated = c.kernel.dtype == "float32" and c.kernel.plain and c.kernel.columns >= FROM_COLUMNS
         return gated and c.cycles is not None and c.cycles > MOST * max(c.issue_floor, c.latency_floor)
 
-    return [c for c in found if c.spilled or c.conflicts or far(c)]
+    return [c for c in found if c.spilled or c.conflicts or c.blocks == 0 or far(c)]
 
 
 def look(command: str, cubin: Path) -> Any:
@@ -126,8 +149,30 @@ def look(command: str, cubin: Path) -> Any:
     return json.loads(done.stdout)
 
 
+def planned_bytes(lines: Sequence[str]) -> dict[tuple[str, ...], int]:
+    """What cuda_plans.cpp prints: the most shared memory that a plan asks for, by what `planned` says of its kernel."""
+    found: dict[tuple[str, ...], int] = {}
+    for *kernel, shared_bytes in map(str.split, lines):
+        found[tuple(kernel)] = max(found.get(tuple(kernel), 0), int(shared_bytes))
+    return found
+
+
+def planned(k: Identity) -> tuple[str, ...]:
+    return k.variant, k.dtype, str(int(k.tensor)), str(k.columns), str(k.threads), str(k.rows)
+
+
+def plans(capability: int, directory: Path) -> dict[tuple[str, ...], int]:
+    """The planner's shared memory, dynamic, for a device of this capability."""
+    program = directory / "plans"
+    nvcc("benchmarks/cuda_plans.cpp", "csrc/cuda/planner.cpp", "-o", program)
+    asked = [str(program), str(capability), str(SHARED_BYTES[capability] - RESERVED)]
+    return planned_bytes(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines())
+
+
 def costs(architecture: str, directory: Path) -> list[Cost]:
     """Of every kernel with a loop over time on one architecture."""
+    capability = int(architecture.removeprefix("sm_"))
+    shared = plans(capability, directory)
     cubin = directory / f"{architecture}.cubin"
     nvcc(f"-arch={architecture}", "-cubin", SOURCE, "-o", cubin)
     loops = {r["kernel"]: r["loops"] for r in look("sched", cubin)["results"]}
@@ -136,15 +181,21 @@ def costs(architecture: str, directory: Path) -> list[Cost]:
         kernel = identity(unit["name"])
         if kernel.variant == "cluster" and architecture < "sm_90":
             continue  # compiled out
+        floors = floor_of(kernel, HIDDEN.get(kernel.variant, kernel.columns), capability)
         step: tuple[int | None, int | None] = (None, None)
         if kernel.variant == "resident":
             # The loop over time is the longest; the others load W and the seeds.
             loop = max(loops[unit["name"]], key=lambda found: found["instructions"])
             issue = loop["instructions"] * (kernel.threads // WARP) / SCHEDULERS
             way = loop["est_issue_stall_cycles_per_iter"] + waits(kernel)
-            step = loop["instructions"], round(max(way, issue, weights_from_shared(kernel) / SHARED_BYTES_PER_CYCLE))
-        resources = unit["resources"]["regs"], unit["spills"]["store_bytes"]
-        floors = floor_of(kernel, HIDDEN.get(kernel.variant, kernel.columns), int(architecture.removeprefix("sm_")))
+            reading = weights_from_shared(kernel) / SHARED_BYTES_PER_CYCLE
+            step = loop["instructions"], round(max(way, issue, reading, floors[0]))
+        registers = unit["resources"]["regs"]
+        blocks = None
+        if planned(kernel) in shared:
+            shared_bytes = unit["resources"]["smem_static"] + shared[planned(kernel)]
+            blocks = blocks_per_multiprocessor(capability, kernel.threads, registers, shared_bytes)
+        resources = registers, blocks, unit["spills"]["store_bytes"]
         found.append(
             Cost(architecture, kernel, *resources, unit["access"]["conflicted_shared_accesses"], *step, *floors)
         )
@@ -157,11 +208,21 @@ def costs(architecture: str, directory: Path) -> list[Cost]:
 
 
 def table(found: Sequence[Cost]) -> str:
-    headers = ("dtype", "variant", "columns", "rows", "options", "registers", "spilled bytes", "bank conflicts")
+    headers = (
+        "dtype",
+        "variant",
+        "columns",
+        "rows",
+        "options",
+        "registers",
+        "blocks",
+        "spilled bytes",
+        "bank conflicts",
+    )
     body = [
         (
             *(c.kernel.dtype, c.kernel.variant, c.kernel.columns, c.kernel.rows),
-            *("none" if c.kernel.plain else "any", c.registers, c.spilled, c.conflicts),
+            *("none" if c.kernel.plain else "any", c.registers, c.blocks, c.spilled, c.conflicts),
             *(c.instructions, c.cycles, c.issue_floor, c.latency_floor),
             f"{c.cycles / max(c.issue_floor, c.latency_floor):.1f}" if c.cycles else None,
         )
@@ -176,7 +237,7 @@ def table(found: Sequence[Cost]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0, or 1 where a kernel spills, has a bank conflict, or takes much longer than its floor."""
+    """0, or 1 where a kernel spills, has a bank conflict, no room, or takes much longer than its floor."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_cost", description=__doc__)
     parser.add_argument("--all", action="store_true", help="bfloat16 and the kernels with options, too")
     args = parser.parse_args(arguments)

@@ -408,17 +408,17 @@ def test_busy_processes_keep_cores_busy_and_end() -> None:
 def test_cuda_cost_names_kernels_and_refuses_without_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     end = "ELb1ELb1EEEvNS0_13DeviceProblemIT_EENS0_4TeamE"
     name = "_ZN7rnn_ext4cuda15sequence_kernelIfNS0_13FloatMultiplyILi2ELi4EEENS0_11WithinBlock" + end
-    resident = cuda_code.Identity("float32", "resident", False, 128, 256, 4, True, 16)
+    resident = cuda_code.Identity("float32", "resident", False, 128, 256, 4, True, 16, 16)
     assert cuda_code.identity(name) == resident
     name = "_ZN7rnn_ext4cuda15sequence_kernelINS_{}ENS0_14TensorMultiplyIS2_Li64ELi8ELi24EEENS0_{}" + end
     for mangled, dtype in (("4half", "float16"), ("8bfloat16", "bfloat16")):
         for exchange, variant in (("13WithinCluster", "cluster"), ("12AcrossDevice", "persistent")):
-            expected = cuda_code.Identity(dtype, variant, True, 64, 256, 8, True, 24)
+            expected = cuda_code.Identity(dtype, variant, True, 64, 256, 8, True, 24, 1)
             assert cuda_code.identity(name.format(mangled, exchange)) == expected
-    kernel = cuda_cost.Cost("sm_90", resident, 146, 0, 0, 694, 1270, 512, 275)
-    assert "694" in cuda_cost.table([kernel])
+    kernel = cuda_cost.Cost("sm_90", resident, 135, 1, 0, 0, 485, 970, 512, 275)
+    assert "485" in cuda_cost.table([kernel])
     assert cuda_cost.too_much([kernel]) == []
-    for worse in ({"conflicts": 1}, {"spilled": 4}, {"cycles": 2000}):
+    for worse in ({"conflicts": 1}, {"spilled": 4}, {"blocks": 0}, {"cycles": 2000}):
         assert cuda_cost.too_much([kernel._replace(**worse)])
     for bad, code in (([], 0), ([kernel._replace(conflicts=1)], 1)):
         monkeypatch.setattr(cuda_cost, "costs", lambda *_, bad=bad: [kernel, *bad])
@@ -428,3 +428,29 @@ def test_cuda_cost_names_kernels_and_refuses_without_tools(monkeypatch: pytest.M
     monkeypatch.setattr(cuda_code, "tools", lambda: {"PATH": "/nowhere"})
     with pytest.raises(SystemExit, match="nvcc is not on PATH; `make cuda-cost` installs all but nvcc"):
         cuda_cost.main([])
+
+
+@pytest.mark.parametrize(
+    ("capability", "threads", "registers", "shared_bytes", "blocks"),
+    [
+        (90, 1024, 32, 0, 2),  # threads
+        (90, 64, 8, 0, 32),  # blocks
+        (90, 256, 128, 0, 2),  # registers
+        (90, 256, 129, 0, 1),  # by eights: 136 of each
+        (90, 320, 72, 0, 2),  # a scheduler has room for 7 warps of 72 registers, and 28 warps are 2 blocks of 10
+        (90, 256, 255, 227 * 1024, 1),
+        (90, 256, 255, 227 * 1024 + 1, 0),
+        (80, 256, 32, 81 * 1024, 2),  # and 1 KiB each
+        (80, 256, 32, 81 * 1024 + 1, 1),
+    ],
+)
+def test_blocks_of_a_multiprocessor(
+    capability: int, threads: int, registers: int, shared_bytes: int, blocks: int
+) -> None:
+    assert cuda_cost.blocks_per_multiprocessor(capability, threads, registers, shared_bytes) == blocks
+
+
+def test_a_kernels_shared_memory_is_the_most_of_its_plans() -> None:
+    lines = ["resident float32 0 128 256 4 512", "resident float32 0 128 256 4 640", "resident float32 0 128 256 1 9"]
+    kernel = cuda_code.Identity("float32", "resident", False, 128, 256, 4, True, 16, 16)
+    assert cuda_cost.planned_bytes(lines)[cuda_cost.planned(kernel)] == 640
