@@ -113,16 +113,22 @@ __device__ __forceinline__ void run_rows(const DeviceProblem<T>& problem, Exchan
   };
   // As numbers: they go on beyond the last step, and from where there is no tensor at all.
   auto address = [](const T* p) { return reinterpret_cast<uintptr_t>(p); };
-  // Kept, or ptxas would work each of them out at every step.
-  auto bytes = [&](const auto& sequence) { return keep(static_cast<uintptr_t>(pace(sequence)) * sizeof(T)); };
+  // Or ptxas would work each of them out at every step; which it may where threads have no register to spare.
+  auto kept = [](auto x) {
+    if constexpr (Exchange::kQueues)
+      return x;
+    else
+      return keep(x);
+  };
+  auto bytes = [&](const auto& sequence) { return kept(static_cast<uintptr_t>(pace(sequence)) * sizeof(T)); };
   const uintptr_t input_pace = bytes(problem.input), factor_pace = bytes(problem.factor);
-  const auto output_pace = static_cast<int64_t>(keep(static_cast<uintptr_t>(pace(problem.output))));
+  const auto output_pace = static_cast<int64_t>(kept(static_cast<uintptr_t>(pace(problem.output))));
   auto pointer = [](uintptr_t address) { return reinterpret_cast<const T*>(address); };
   uintptr_t input_along = address(first_part.input + offset(problem.input)),
             factor_along = address(first_part.factor + offset(problem.factor));
   T* output_along = first_part.output + offset(problem.output);
-  const int first_inputs = keep(has_input ? first_part.values : 0),
-            first_factors = keep(has_factor ? first_part.values : 0);
+  const int first_inputs = kept(has_input ? first_part.values : 0),
+            first_factors = kept(has_factor ? first_part.values : 0);
   auto inputs = [&](const auto& part) { return kGoAlong ? first_inputs : has_input ? part.values : 0; };
   auto factors = [&](const auto& part) { return kGoAlong ? first_factors : has_factor ? part.values : 0; };
   auto fetch = [&](int s, int tile, int slot) {
