@@ -1,9 +1,8 @@
 """What a valid token costs in a ragged batch, in those of a batch without padding:  ``python -m benchmarks.ragged``
 
 Lengths fall evenly from T to 1, half of T on average, as in the packed rows of the grid. A token should cost at most
-1.1
-times what it costs where all rows have T steps, packed or padded with ``lengths``, and so the batch 0.6 of that one's
-time. The kernel level is the primitives alone: what is above it are the projection, autograd and the layouts.
+1.1 times what it costs where all rows have T steps, packed or padded with ``lengths``, and so the batch 0.6 of that
+one's time. The kernel level is the primitives alone: what is above it are the projection, autograd and the layouts.
 A padded batch costs one microsecond a step, more or less, for finding out where its rows are: much for a small one.
 """
 
