@@ -83,6 +83,11 @@ void check_shape(const Tensor& t, Extents expected, const char* name) {
   STD_TORCH_CHECK(false, name, " must have shape (", want, "), got ", text(t));
 }
 
+int64_t batch_of(const Tensor& batch_sizes) {
+  const int64_t* sizes = int64_values(batch_sizes, "batch_sizes");
+  return batch_sizes.size(0) ? sizes[0] : 0;
+}
+
 Tensor with_unit_stride(const Tensor& t) {
   return t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
 }
@@ -105,7 +110,8 @@ Shape check_call(const Call& c) {
   shape.groups = groups;
   shape.hidden = c.weight.size(1);
   shape.time = c.batch_sizes ? c.batch_sizes->size(0) : rows.size(0);
-  shape.batch = !c.batch_sizes ? rows.size(1) : shape.time == 0 ? 0 : int64_values(*c.batch_sizes, "batch_sizes")[0];
+  shape.batch = c.batch_sizes ? batch_of(*c.batch_sizes) : rows.size(1);
+  shape.ragged = c.batch_sizes || c.lengths;
   const int64_t columns = groups * shape.hidden;
   STD_TORCH_CHECK(rows.size(dims - 1) == columns, name, " must have G*H = ", columns, " columns, got ", text(rows));
   auto check_like_rows = [&](const std::optional<Tensor>& t, const char* of) {

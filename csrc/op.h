@@ -112,6 +112,9 @@ using Results = std::tuple<Tensor, Tensor>;
 // Raises an error that names the tensor, unless it has that shape.
 void check_shape(const Tensor& t, Extents expected, const char* name);
 
+// The rows of the first step, of batch_sizes that are what they should be.
+int64_t batch_of(const Tensor& batch_sizes);
+
 // Checks the arguments and runs the call. `output` may be the input: each element is read before it is written.
 Results run_call(const Runs& runs, Call c, std::optional<Tensor> output = std::nullopt);
 

@@ -47,6 +47,7 @@ struct Shape {
   int64_t groups = 0;    // G independent recurrences side by side (directions, heads)
   int64_t hidden = 0;    // H
   int64_t features = 0;  // I, where the kernel projects the input itself; 0: it is given
+  bool ragged = false;   // whether sequences end before T
 };
 
 // Which rows live when. Rows are numbered so that longer sequences come first; row i lives at time t
@@ -97,11 +98,11 @@ struct Weight {
   int64_t column_stride = 0;
 };
 
-// In place of an input u: u_t = W_ih x_t + b_ih + b_hh, which the kernel makes as it goes. For sequences of one length
-// and an M that is not transposed, and kernels that can (cpu/projection.inl).
+// In place of an input u: u_t = W_ih x_t + b_ih + b_hh, which the kernel makes as it goes. For rows in order, an M that
+// is not transposed, and kernels that can (cpu/projection.inl).
 template <class T>
 struct Projection {
-  Sequence<const T> x;      // (T, B, I); null: u is given
+  Sequence<const T> x;      // (T, B, I), or packed (N, I); null: u is given
   Weight<T> weight;         // (G*H, I)
   const T* b_ih = nullptr;  // (G*H), contiguous; both or neither null
   const T* b_hh = nullptr;

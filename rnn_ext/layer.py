@@ -2,8 +2,8 @@
 
 Composed of two differentiable pieces, ``F.linear`` and ``ops.recurrence``. In plain reverse mode, which is all that
 training asks for, both are one autograd node: a short sequence is then not outweighed by five nodes' bookkeeping. And
-what is called most, sequences of one length on the CPU, is one op there and one in backward (``csrc/cpu/layer.cpp``),
-as long as nothing else wants to see or to differentiate the pieces.
+what is called most, sequences of one length or packed, on the CPU, is one op there and one in backward
+(``csrc/cpu/layer.cpp``), as long as nothing else wants to see or to differentiate the pieces.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def layer(
     if torch.compiler.is_exporting():
         return torch.ops.rnn_ext.layer(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
     tensors = (x, h0, w_ih, w_hh, b_ih, b_hh)
-    if batch_sizes is lengths is reset is mask is leak is None and direction in _ALTERNATING and w_hh.numel():
-        done = plain(tensors, nonlinearity, direction, editable)
+    if lengths is reset is mask is leak is None and direction in _ALTERNATING and w_hh.numel():
+        done = plain((*tensors, batch_sizes), nonlinearity, direction, editable)
         if done is not None:
             return done
     if ops.has_kernel(x.device, x.dtype) and ops.plain_reverse_mode(*tensors):
@@ -78,15 +78,15 @@ def layer(
 
 
 def plain(
-    tensors: tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None],
+    tensors: tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
     nonlinearity: str,
     direction: tuple[int, ...],
     editable: bool,
 ) -> tuple[Tensor, Tensor] | None:
-    """A layer of sequences of one length, in one op; None where its pieces are wanted.
+    """A layer of sequences of one length or packed, in one op; None where its pieces are wanted.
 
     Args:
-        tensors: x, h0, w_ih, w_hh, b_ih and b_hh, of :func:`layer`.
+        tensors: x, h0, w_ih, w_hh, b_ih, b_hh and batch_sizes, of :func:`layer`.
         nonlinearity: as in :func:`layer`.
         direction: as in :func:`layer`, where directions alternate.
         editable: as in :func:`layer`.
@@ -229,26 +229,27 @@ def _plain(
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
+    batch_sizes: Tensor | None,
     nonlinearity: str,
     direction: tuple[int, ...],
 ) -> tuple[Tensor, Tensor]:
     if dispatch.watched():
-        return _composed(x, h0, w_ih, w_hh, b_ih, b_hh, *(None,) * 5, nonlinearity, direction)
-    return _plain_layer(x, h0, w_ih, w_hh, b_ih, b_hh, *_flags(nonlinearity, direction))
+        return _composed(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, *(None,) * 4, nonlinearity, direction)
+    return _plain_layer(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, *_flags(nonlinearity, direction))
 
 
 class PlainLayer(torch.autograd.Function):
-    """Likewise, of plain sequences, and by one op each way; a gradient of the gradient needs the pieces.
+    """Likewise, of plain or packed sequences, and by one op each way; a gradient of the gradient needs the pieces.
 
     If editable, the first result is a copy-on-write clone of the third, which backward keeps: so that is part of the
     graph, at less cost than that of a node for the clone.
     """
 
     @staticmethod
-    def forward(ctx, x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, direction, editable):  # type: ignore[no-untyped-def]
-        h, h_n = _plain(x, h0, w_ih, w_hh, b_ih, b_hh, nonlinearity, direction)
+    def forward(ctx, x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, nonlinearity, direction, editable):  # type: ignore[no-untyped-def]
+        h, h_n = _plain(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, nonlinearity, direction)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h0, w_ih, w_hh, h)
+        ctx.save_for_backward(x, h0, w_ih, w_hh, h, batch_sizes)
         ctx.options = nonlinearity, direction
         return (torch._lazy_clone(h), h_n, h) if editable else (h, h_n)
 
@@ -257,14 +258,14 @@ class PlainLayer(torch.autograd.Function):
         if g_kept is not None:
             g = g_kept if g is None else g + g_kept
         if g is None and g_n is None:
-            return (None,) * 9
-        x, h0, w_ih, w_hh, h = ctx.saved_tensors
+            return (None,) * 10
+        x, h0, w_ih, w_hh, h, batch_sizes = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        tensors = (g, g_n, x, h0, w_ih, w_hh, h)
+        tensors = (g, g_n, x, h0, w_ih, w_hh, h, batch_sizes)
         if torch.is_grad_enabled() or dispatch.watched() or not dispatch.is_ordinary(tensors, x, w_hh):
-            rest = (*(None,) * 5, *ctx.options)
-            return *_backward(g, g_n, x, None, h, h0, w_ih, w_hh, rest, needed), None, None, None
+            rest = (batch_sizes, *(None,) * 4, *ctx.options)
+            return *_backward(g, g_n, x, None, h, h0, w_ih, w_hh, rest, needed), *(None,) * 4
         need_x, need_h0, need_w_ih, need_w_hh, need_b_ih, need_b_hh, *_ = needed
         args = (*tensors, *_flags(*ctx.options), need_x, need_h0, need_w_ih, need_w_hh)
         *bars, b_bar = _plain_layer_backward(*args, need_b_ih or need_b_hh)
-        return *bars, *_biases(b_bar, needed, len(ctx.options[1])), None, None, None
+        return *bars, *_biases(b_bar, needed, len(ctx.options[1])), *(None,) * 4

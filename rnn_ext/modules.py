@@ -221,7 +221,7 @@ class RNN(nn.RNNBase):
             return None
         if hx is not None and hx.shape != (1, batch, self.hidden_size):
             return None
-        done = plain((x, hx, w_ih, w_hh, b_ih, b_hh), "tanh" if self.mode == "RNN_TANH" else "relu", (1,), True)
+        done = plain((x, hx, w_ih, w_hh, b_ih, b_hh, None), "tanh" if self.mode == "RNN_TANH" else "relu", (1,), True)
         return (done[0].transpose(0, 1), done[1]) if batch_first and done is not None else done
 
     def _run(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import assert_as_accurate
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnn_ext
@@ -51,9 +52,7 @@ def plain_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return calls
 
 
-def results(
-    module: rnn_ext.RNN | nn.RNN, x: Tensor, hx: Tensor | None, g: Tensor | None, g_n: Tensor | None
-) -> list[Tensor]:
+def results(module: nn.Module, x: Tensor, hx: Tensor | None, g: Tensor | None, g_n: Tensor | None) -> list[Tensor]:
     """The outputs, and the gradients of everything."""
     output, h_n = module(x, hx)
     given = [(t, grad) for t, grad in ((output, g), (h_n, g_n)) if grad is not None]
@@ -116,6 +115,58 @@ def test_results_are_those_of_the_pieces(
     expected = module(x, hx)
     with torch.inference_mode():
         assert all(map(torch.equal, module(x, hx), expected))
+
+
+class OfData(nn.Module):
+    """A module's call for a PackedSequence's data, and nothing else of it."""
+
+    def __init__(self, module: nn.Module, packed: PackedSequence) -> None:
+        super().__init__()
+        self.module, self.packed = module, packed
+
+    def forward(self, data: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+        output, h_n = self.module(self.packed._replace(data=data), hx)
+        return output.data, h_n
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "bias": False}, {"num_layers": 2}])
+@pytest.mark.parametrize(
+    ("lengths", "features", "hidden"),
+    [([1], 5, 67), ([2, 1], 3, 131), ([4, 4], 4, 7), ([3, 9, 1, 1, 5], 3, 17), ([*range(1, 40)], 65, 33)],
+)
+def test_packed_results_are_those_of_the_pieces(
+    lengths: list[int],
+    features: int,
+    hidden: int,
+    options: dict[str, Any],
+    dtype: torch.dtype,
+    plain_calls: Counter[str],
+) -> None:
+    module = rnn_ext.RNN(features, hidden, **options).to(dtype)
+    packed = pack_sequence([torch.randn(n, features, dtype=dtype) for n in lengths], enforce_sorted=False)
+    torch_module = rnn_ext.to_torch(copy.deepcopy(module))
+    groups, batch, rows = len(module.all_weights), len(lengths), sum(lengths)
+    columns = hidden * (2 if module.bidirectional else 1)
+    x = packed.data.requires_grad_()
+    hx = torch.randn(groups, batch, hidden, dtype=dtype, requires_grad=True)
+    g, g_n = torch.randn(rows, columns, dtype=dtype), torch.randn(groups, batch, hidden, dtype=dtype)
+    ours, theirs = (OfData(m, packed) for m in (module, torch_module))
+    oracle = copy.deepcopy(theirs).double()
+    cases = [(hx, g, g_n), (None, g, None), (hx, None, g_n)]
+    for case in cases:
+        plain = results(ours, x, *case)
+        called = plain_calls.copy()
+        with Watch() as watch:
+            pieces = results(ours, x, *case)
+        assert plain_calls == called
+        assert watch.calls["recurrence"] == watch.calls["linear_recurrence"] == module.num_layers
+        inputs = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in (x, *case)]
+        exact = results(oracle, *inputs)
+        for compared in (plain, pieces):
+            for mine, other, right in zip(compared, results(theirs, x, *case), exact, strict=True):
+                assert_as_accurate(mine, other, right, f"{lengths} {options}", scale=rows**0.5)
+    assert plain_calls["_plain_layer"] == plain_calls["_plain_layer_backward"] == len(cases) * module.num_layers
 
 
 @pytest.mark.parametrize("hidden", [7, 128])
@@ -206,4 +257,4 @@ GOOD = [torch.zeros(4, 2, 3), None, torch.zeros(5, 3), torch.zeros(5, 5), torch.
 def test_bad_arguments(index: int, bad: Tensor | None, sentence: str) -> None:
     args = [*GOOD[:index], bad, *GOOD[index + 1 :]]
     with pytest.raises(RuntimeError, match=sentence):
-        torch.ops.rnn_ext.plain_layer(*args, False, False)
+        torch.ops.rnn_ext.plain_layer(*args, None, False, False)

@@ -1,7 +1,7 @@
 // A whole layer as one op on the CPU, and its first-order gradient as another: at B = 1 a call of PyTorch costs about
 // as much as the work that it asks for, so what rnn_ext/layer.py composes of a dozen calls is here the same formulas in
-// one. Only for what is called most: sequences of one length, without reset, mask or leak, and gradients of first
-// order.
+// one. Only for what is called most: sequences of one length or packed, without reset, mask or leak, and gradients of
+// first order.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -29,13 +29,33 @@ Tensor matrix(const Tensor& t, int64_t rows, int64_t columns, int64_t row_stride
 
 Tensor transposed(const Tensor& m) { return matrix(m, m.size(1), m.size(0), m.stride(1), m.stride(0)); }
 
-// (T, B, features) as a matrix of T * B rows.
+// (T, B, features) as a matrix of T * B rows; packed it is one.
 Tensor rows_of(const Tensor& sequence) {
+  if (sequence.dim() == 2) return sequence;
   const int64_t steps = sequence.size(0), batch = sequence.size(1);
   if (steps > 1 && batch > 1 && sequence.stride(0) != batch * sequence.stride(1))
     return rows_of(torch::stable::contiguous(sequence));
   const int64_t row_stride = batch > 1 ? sequence.stride(1) : sequence.stride(0);
   return matrix(sequence, steps * batch, sequence.size(2), row_stride, sequence.stride(2));
+}
+
+int64_t rows_in(const Tensor& sequence) {
+  return sequence.dim() == 2 ? sequence.size(0) : sequence.size(0) * sequence.size(1);
+}
+
+// For each row of a packed sequence from its second step on, the row one step before, some columns of it.
+Tensor rows_one_before(const Tensor& packed, const Tensor& batch_sizes, int64_t later, int64_t column,
+                       int64_t columns) {
+  const Tensor before = empty(packed, {later, columns});
+  const int64_t* sizes = static_cast<const int64_t*>(batch_sizes.const_data_ptr());
+  const int64_t bytes = packed.element_size(), pitch = packed.stride(0) * bytes;
+  const char* from = static_cast<const char*>(packed.const_data_ptr()) + column * bytes;
+  char* to = static_cast<char*>(before.mutable_data_ptr());
+  for (int64_t t = 1; t < batch_sizes.size(0); ++t) {
+    for (int64_t i = 0; i < sizes[t]; ++i, to += columns * bytes) std::memcpy(to, from + i * pitch, columns * bytes);
+    from += sizes[t - 1] * pitch;
+  }
+  return before;
 }
 
 // out = a b; or, where `add`, out += a b.
@@ -120,10 +140,10 @@ Sizes alternating(const Tensor& w_hh, bool reversed) {
 }
 
 // What the recurrence itself does not see; the rest is checked there (op.cpp).
-void check_projection(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const std::optional<Tensor>& b_ih,
-                      const std::optional<Tensor>& b_hh) {
-  STD_TORCH_CHECK(x.dim() == 3, "x must have 3 dimensions, got ", x.dim());
-  check_shape(w_ih, {w_hh.size(0), x.size(2)}, "w_ih");
+void check_projection(const Tensor& x, int64_t dims, const Tensor& w_ih, const Tensor& w_hh,
+                      const std::optional<Tensor>& b_ih, const std::optional<Tensor>& b_hh) {
+  STD_TORCH_CHECK(x.dim() == dims, "x must have ", dims, " dimensions, got ", x.dim());
+  check_shape(w_ih, {w_hh.size(0), x.size(dims - 1)}, "w_ih");
   STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "b_ih and b_hh must both be given, or neither");
   if (b_ih) check_shape(*b_ih, {w_hh.size(0)}, "b_ih");
   if (b_hh) check_shape(*b_hh, {w_hh.size(0)}, "b_hh");
@@ -140,14 +160,15 @@ ProjectionOf readable(const Tensor& x, const Tensor& w_ih, const std::optional<T
 }
 
 Results plain_layer(const Tensor& x, const std::optional<Tensor>& h0, const Tensor& w_ih, const Tensor& w_hh,
-                    const std::optional<Tensor>& b_ih, const std::optional<Tensor>& b_hh, bool relu, bool reversed) {
-  check_projection(x, w_ih, w_hh, b_ih, b_hh);
-  const Tensor u = empty(x, {x.size(0), x.size(1), w_ih.size(0)});
+                    const std::optional<Tensor>& b_ih, const std::optional<Tensor>& b_hh,
+                    const std::optional<Tensor>& batch_sizes, bool relu, bool reversed) {
+  check_projection(x, batch_sizes ? 2 : 3, w_ih, w_hh, b_ih, b_hh);
+  const Tensor u = batch_sizes ? empty(x, {x.size(0), w_ih.size(0)}) : empty(x, {x.size(0), x.size(1), w_ih.size(0)});
   const Seed kind = h0 ? Seed::state : Seed::none;
   const Epilogue phi = relu ? Epilogue::relu : Epilogue::tanh;
   const Sizes direction = alternating(w_hh, reversed);
-  Call c{u, h0, w_hh, {}, {}, {}, {}, {}, {}, phi, kind, false, direction};
-  const cpu::Way way = cpu::way_of(x, w_ih, w_hh);
+  Call c{u, h0, w_hh, {}, batch_sizes, {}, {}, {}, {}, phi, kind, false, direction};
+  const cpu::Way way = cpu::way_of(rows_in(x), batch_sizes ? batch_of(*batch_sizes) : x.size(1), w_ih, w_hh);
   c.by_rows = way.by_rows;
   std::optional<ProjectionOf> projection;
   if (way.projects) {
@@ -166,36 +187,42 @@ Results plain_layer(const Tensor& x, const std::optional<Tensor>& h0, const Tens
 using Gradient = std::optional<Tensor>;
 std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backward(
     const std::optional<Tensor>& g, const std::optional<Tensor>& g_n, const Tensor& x, const std::optional<Tensor>& h0,
-    const Tensor& w_ih, const Tensor& w_hh, const Tensor& h, bool relu, bool reversed, bool need_x, bool need_h0,
-    bool need_w_ih, bool need_w_hh, bool need_b) {
-  check_projection(x, w_ih, w_hh, {}, {});
-  const int64_t steps = x.size(0), batch = x.size(1), hidden = w_hh.size(1), columns = w_hh.size(0);
+    const Tensor& w_ih, const Tensor& w_hh, const Tensor& h, const std::optional<Tensor>& batch_sizes, bool relu,
+    bool reversed, bool need_x, bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b) {
+  check_projection(x, batch_sizes ? 2 : 3, w_ih, w_hh, {}, {});
+  const int64_t rows = rows_in(x), batch = batch_sizes ? batch_of(*batch_sizes) : x.size(1);
+  const int64_t hidden = w_hh.size(1), columns = w_hh.size(0);
   const Sizes direction = alternating(w_hh, reversed), backwards = alternating(w_hh, !reversed);
   const Epilogue derivative = relu ? Epilogue::relu_derivative : Epilogue::tanh_derivative;
-  check_shape(h, {steps, batch, columns}, "h");
+  if (batch_sizes)
+    check_shape(h, {rows, columns}, "h");
+  else
+    check_shape(h, {x.size(0), batch, columns}, "h");
   if (h0) check_shape(*h0, {static_cast<int64_t>(direction.size()), batch, hidden}, "h0");
   const Seed kind = g_n ? Seed::product : Seed::none;
-  Call c{g, g_n, w_hh, h, {}, {}, {}, {}, {}, derivative, kind, true, backwards};
+  Call c{g, g_n, w_hh, h, batch_sizes, {}, {}, {}, {}, derivative, kind, true, backwards};
   const auto [s, s_first] = run_call(cpu::kRuns, std::move(c));
 
-  const Tensor s_rows = rows_of(s), h_rows = rows_of(h);
+  const Tensor s_rows = rows_of(s), h_rows = rows_of(with_unit_stride(h));
   Gradient x_bar, h0_bar, w_ih_bar, w_hh_bar, b_bar;
   if (need_w_ih) w_ih_bar = product(transposed(s_rows), rows_of(x));
   if (need_b) b_bar = sum_of_rows(s_rows);
   if (need_x) {
-    x_bar = empty(x, {steps, batch, x.size(2)});
+    x_bar = batch_sizes ? empty(x, {rows, x.size(1)}) : empty(x, {x.size(0), batch, x.size(2)});
     multiply(rows_of(*x_bar), s_rows, w_ih);
   }
   if (need_h0) h0_bar = batched_product(s_first, w_hh);
-  const int64_t later = std::max<int64_t>(steps - 1, 0) * batch;
+  const int64_t later = std::max<int64_t>(rows - batch, 0);
   for (int64_t group = 0; need_w_hh && group * hidden < columns; ++group) {
-    // s_t against the state before it: against each other by one step, in the group's own time.
-    const int64_t s_offset = direction[group] == 1 ? batch : 0, h_offset = batch - s_offset;
-    auto part = [&](const Tensor& t, int64_t row) {
+    // s_t against the state before it, in the group's own time: of all steps but the first with those one before.
+    auto part = [&](const Tensor& t, bool one_before) {
+      if (one_before && batch_sizes) return rows_one_before(t, *batch_sizes, later, group * hidden, hidden);
+      const int64_t row = one_before ? 0 : batch;
       return matrix(t, later, hidden, t.stride(0), t.stride(1), row * t.stride(0) + group * hidden * t.stride(1));
     };
+    const bool forward = direction[group] == 1;
     // Of its own, and then to its place: where memory is aligned otherwise, a GEMM may give other bits.
-    const Tensor block = product(transposed(part(s_rows, s_offset)), part(h_rows, h_offset));
+    const Tensor block = product(transposed(part(s_rows, !forward)), part(h_rows, forward));
     if (h0) {
       const Tensor first = matrix(s_first, batch, hidden, hidden, 1, group * batch * hidden);
       const Tensor before = matrix(*h0, batch, hidden, h0->stride(1), h0->stride(2), group * h0->stride(0));

@@ -59,7 +59,7 @@ template <class T>
 void run(const Call& c, const Shape& checked, const OwnedRows& rows, const Tensor& output, const Tensor& last) {
   Problem<T> problem = problem_of<T>(c, checked, output, last);
   if (c.projection) {
-    problem.shape.features = c.projection->x.size(2);
+    problem.shape.features = c.projection->x.size(c.projection->x.dim() - 1);
     problem.input = {};
     problem.projection = projection_of<T>(*c.projection);
   }
@@ -104,9 +104,10 @@ void run(const Call& c, const Shape& checked, const OwnedRows& rows, const Tenso
 
 namespace cpu {
 constexpr Runs kRuns = {run<float>, run<double>, run<half>, run<bfloat16>};
-Way way_of(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh) {
+Way way_of(int64_t rows, int64_t batch, const Tensor& w_ih, const Tensor& w_hh) {
   using torch::headeronly::ScalarType;
-  const Shape shape = {x.size(0), x.size(1), 1, w_hh.size(1), x.size(2)};
+  // Of a ragged batch, one of so many rows.
+  const Shape shape = {rows / std::max<int64_t>(1, batch), batch, 1, w_hh.size(1), w_ih.size(1)};
   const bool by_rows = !worth_packing(shape, w_hh.element_size() == 2) && w_hh.is_contiguous() && w_ih.is_contiguous();
   auto does = [&](auto format) {
     return projects(shape, kernel_for<decltype(format)>(current_isa(), by_rows).tiling, this_machine());

@@ -126,7 +126,7 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
   plan.packed_bytes = shape.groups * packed_bytes(panels);
   plan.states_bytes = 2 * all_rows * plan.state_stride * tiling.state_bytes;
   if (shape.features > 0) {
-    const bool ahead = rows_together <= tiling.wide_panel_rows;
+    const bool ahead = rows_together <= tiling.wide_panel_rows && !shape.ragged;
     plan.projection_panels = ahead ? panels_for(tiling.panel_vectors) : plan.panels;
     const Panels ih(shape.hidden, shape.features, tiling, plan.projection_panels);
     plan.packed_bytes += shape.groups * (packed_bytes(ih) + ih.padded_columns() * tiling.packed_bytes);

@@ -4,7 +4,8 @@
 //
 // What is multiplied is x as it lies there. With rows enough to fill tiles, each tile of a step begins with its own
 // part of x. With fewer, a tile of W_ih x_t is made of as many steps instead, for `steps_together` steps ahead, so that
-// the weights are loaded into registers for several of them. An element's sum has one order either way.
+// the weights are loaded into registers for several of them, if their rows are evenly spaced. An element's sum has one
+// order either way.
 
 template <class K>
 class ProjectedInput {
@@ -35,14 +36,14 @@ class ProjectedInput {
       return ahead_ + ((step - made_from_) * seg_.count + begin) * *pitch + me_.panels.first(j) * panels_.lanes;
     }
     *pitch = panels_.width(j) * panels_.lanes;
-    project(x_at(step, begin), x_.row_stride, end - begin, j, tile, *pitch);
+    project(x_at(step, begin), seg_.step * x_.row_stride, end - begin, j, tile, *pitch);
     return tile;
   }
 
  private:
   const S* x_at(int64_t step, int64_t i) const {
     const int64_t t = direction_ < 0 ? me_.problem.shape.time - 1 - step : step;
-    return x_.data + t * x_.time_stride + seg_.row(i) * x_.row_stride;
+    return x_.at(me_.problem.rows, t) + seg_.row(i) * x_.row_stride;
   }
 
   // Up to a tile of rows of x, `stride` apart.

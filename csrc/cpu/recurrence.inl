@@ -120,9 +120,9 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
           for_each_tile(alive, tallest, [&](int64_t i0, int64_t i1) {
             int64_t pitch = 0;
             Sum* const begun = projected->begin_sums(s, j, i0, i1, sums, &pitch);
-            if (going > 0)
-              me.kernel.multiply_onto(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, columns,
-                                      me.plan.chains, panels.depth, begun, pitch, true);
+            if (i0 < going)
+              me.kernel.multiply_onto(previous + i0 * me.stride, me.stride, static_cast<int>(std::min(i1, going) - i0),
+                                      panel, columns, me.plan.chains, panels.depth, begun, pitch, true);
             finish_rows<E, K>(me, seg, step, i0, i1, begun, pitch, column, columns);
           });
           continue;

@@ -88,6 +88,7 @@ struct Case {
     transpose = pick(2);
     no_input = uses_factor(epilogue) && pick(4) == 0;
     for (int64_t g = 0; g < s.groups; ++g) direction.push_back(pick(2) ? 1 : -1);
+    shape.ragged = kind != Kind::dense;
     length.assign(s.batch, s.time);
     if (kind != Kind::dense) {
       for (auto& l : length) l = 1 + pick(static_cast<int>(s.time));
@@ -135,7 +136,7 @@ struct Case {
       resets.reset(new bool[s.time * s.batch]);
       for (int64_t i = 0; i < s.time * s.batch; ++i) resets[i] = pick(3) == 0;
     }
-    if (may_project && sizeof(T) > 2 && kind == Kind::dense && !uses_factor(epilogue) && !transpose && pick(2)) {
+    if (may_project && sizeof(T) > 2 && kind != Kind::lengths && !uses_factor(epilogue) && !transpose && pick(2)) {
       shape.features = 1 + pick(pick(2) ? 20 : 150);
       fill(x, row_count * shape.features, 1);
       fill(w_ih, columns() * shape.features, 1 / std::sqrt(shape.features));

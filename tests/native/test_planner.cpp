@@ -37,9 +37,12 @@ int check_invariants(const Shape& shape, const Tiling& tiling, const Machine& ma
     const Panels ih(shape.hidden, shape.features, tiling, plan.projection_panels);
     packed += ih.packed_size() + ih.padded_columns();
     CHECK(ih.count % plan.column_workers == 0, "H=%ld: panels of W_ih that two workers share", long(shape.hidden));
+    CHECK(plan.ahead_bytes == 0 || !shape.ragged, "steps made ahead whose rows are not evenly spaced");
     CHECK(plan.ahead_bytes > 0 || ih.count == panels.count || shape.time * shape.batch == 0,
           "tiles of one step are of panels that differ");
-    for (int64_t j = 0; j < ih.count; ++j) CHECK(ih.width(j) <= tiling.panel_vectors, "panel of %d", ih.width(j));
+    // Where several steps are made ahead they fill tiles, however few rows each has.
+    const int widest = plan.ahead_bytes > 0 ? tiling.panel_vectors : tiling.wide_panel_vectors;
+    for (int64_t j = 0; j < ih.count; ++j) CHECK(ih.width(j) <= widest, "panel of %d", ih.width(j));
   }
   CHECK(plan.packed_bytes == shape.groups * packed * tiling.packed_bytes, "packed size");
   CHECK(plan.states_bytes == 2 * shape.groups * shape.batch * plan.state_stride * tiling.state_bytes, "states size");
@@ -84,7 +87,9 @@ int main() {
               for (int64_t groups : {1, 2, 5})
                 for (int64_t hidden : {1, 2, 15, 16, 17, 63, 64, 65, 129, 256, 1000, 1024, 4096})
                   for (int64_t features : {0, 1, 100})
-                    if (check_invariants({time, batch, groups, hidden, features}, tiling, machine, threads)) return 1;
+                    for (bool ragged : {false, true})
+                      if (check_invariants({time, batch, groups, hidden, features, ragged}, tiling, machine, threads))
+                        return 1;
 
   // What a person would do, on a machine with 2 MiB of L2 a core.
   const Machine& machine = kMachines[1];
