@@ -3,7 +3,7 @@
 // namespace.
 //
 // A vector holds neighbours in k, and a sum is one vector until its lanes are added up in the end: an order of its own,
-// so results are not the bits of the packed kernels. Weights are contiguous (planner.cpp asks for no others), which
+// so results are not the bits of the packed kernels. Weights are contiguous (op.cpp's way_of sees to that), which
 // makes them "packed" as they are: panel j begins where its first row does, at Panels::offset(j).
 
 // Sums of lanes: lane i of the result is that of v[i].
@@ -52,6 +52,7 @@ struct RowKernel {
   using State = Sum;
   using Packed = S;
   static constexpr int kSums = kAccumulators * kLanes<Sum>;
+  // Each product loads its weights anew, so half of the FMAs a cycle.
   static constexpr Tiling tiling = {kLanes<Sum>,
                                     sizeof(S),
                                     sizeof(State),
