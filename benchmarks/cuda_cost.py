@@ -63,9 +63,8 @@ class Cost(NamedTuple):
     architecture: str
     kernel: Identity
     registers: int
-    blocks: (
-        int | None
-    )  # that a multiprocessor has room for, with as much shared memory as any plan for it asks for, if there is one
+    # That a multiprocessor has room for, with as much shared memory as any plan for it asks for; None: no plan has it.
+    blocks: int | None
     spilled: int
     conflicts: int
     instructions: int | None

@@ -162,6 +162,10 @@ Tensor empty(const Tensor& like, Extents sizes) {
   return Tensor(handle);
 }
 
+Tensor empty_sequence(const Tensor& like, int64_t columns) {
+  return like.dim() == 2 ? empty(like, {like.size(0), columns}) : empty(like, {like.size(0), like.size(1), columns});
+}
+
 namespace {
 
 Seed kind_of(const std::optional<Tensor>& seed, const std::string& seed_kind) {
@@ -186,9 +190,7 @@ Results run_call(const Runs& runs, Call c, std::optional<Tensor> output_or_none)
     c.reset = torch::stable::contiguous(*c.reset);
     rows.resets = static_cast<const bool*>(c.reset->const_data_ptr());
   }
-  Tensor output = output_or_none  ? std::move(*output_or_none)
-                  : c.batch_sizes ? empty(like, {like.size(0), columns})
-                                  : empty(like, {shape.time, shape.batch, columns});
+  Tensor output = output_or_none ? std::move(*output_or_none) : empty_sequence(like, columns);
   Tensor last = empty(like, {shape.groups, shape.batch, shape.hidden});
   if (shape.groups * shape.batch * shape.hidden == 0) return {output, last};
   switch (c.weight.scalar_type()) {

@@ -60,6 +60,8 @@ Tensor with_unit_stride(const Tensor& t);
 
 // A contiguous tensor of the dtype and device of `like`.
 Tensor empty(const Tensor& like, Extents sizes);
+// A sequence of as many rows as another, (T, B, columns) or packed.
+Tensor empty_sequence(const Tensor& like, int64_t columns);
 
 template <class T>
 Sequence<T> sequence_of(const Tensor& t) {

@@ -61,6 +61,34 @@ def results(module: nn.Module, x: Tensor, hx: Tensor | None, g: Tensor | None, g
     return [output, h_n, *(torch.zeros(()) if t is None else t for t in gradients)]
 
 
+def compare_with_pieces(
+    ours: nn.Module,
+    theirs: nn.Module,
+    x: Tensor,
+    case: tuple[Tensor | None, Tensor | None, Tensor | None],
+    layers: int,
+    plain_calls: Counter[str],
+    what: str,
+    scale: float,
+    same_bits: bool = False,
+) -> None:
+    """The plain ops' results and the pieces', with each other or, in another order of summation, with the oracle."""
+    plain = results(ours, x, *case)
+    called = plain_calls.copy()
+    with Watch() as watch:
+        pieces = results(ours, x, *case)
+    assert plain_calls == called
+    assert watch.calls["recurrence"] == watch.calls["linear_recurrence"] == layers
+    if same_bits:
+        assert all(map(torch.equal, plain, pieces))
+        return
+    inputs = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in (x, *case)]
+    exact = results(copy.deepcopy(theirs).double(), *inputs)
+    for compared in (plain, pieces):
+        for mine, other, right in zip(compared, results(theirs, x, *case), exact, strict=True):
+            assert_as_accurate(mine, other, right, what, scale=scale)
+
+
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -93,24 +121,11 @@ def test_results_are_those_of_the_pieces(
     hx = torch.randn(groups, batch, hidden, dtype=dtype, requires_grad=True)
     g, g_n = torch.randn(time, batch, columns, dtype=dtype), torch.randn(groups, batch, hidden, dtype=dtype)
     cases = [(hx, g, g_n), (None, g, None), (hx, None, g_n), (None, g[:1, :1, :1].expand(g.shape), None)]
+    same_bits = dtype in (torch.float16, torch.bfloat16) and time * batch > 2
+    # Weights' gradients are sums of T B terms of about 1 with either sign, and so are their errors.
+    what, walk = f"{(time, batch, features, hidden)} {options}", (time * batch) ** 0.5
     for case in cases:
-        plain = results(module, x, *case)
-        called = plain_calls.copy()
-        with Watch() as watch:
-            pieces = results(module, x, *case)
-        assert plain_calls == called
-        assert watch.calls["recurrence"] == watch.calls["linear_recurrence"] == module.num_layers
-        if dtype in (torch.float16, torch.bfloat16) and time * batch > 2:
-            assert all(map(torch.equal, plain, pieces))
-            continue
-        theirs = results(torch_module, x, *case)
-        inputs = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in (x, *case)]
-        exact = results(copy.deepcopy(torch_module).double(), *inputs)
-        # Weights' gradients are sums of T B terms of about 1 with either sign, and so are their errors.
-        shape, walk = (time, batch, features, hidden), (time * batch) ** 0.5
-        for compared in (plain, pieces):
-            for ours, other, oracle in zip(compared, theirs, exact, strict=True):
-                assert_as_accurate(ours, other, oracle, f"{shape} {options}", scale=walk)
+        compare_with_pieces(module, torch_module, x, case, module.num_layers, plain_calls, what, walk, same_bits)
     assert plain_calls["_plain_layer"] == plain_calls["_plain_layer_backward"] == len(cases) * module.num_layers
     expected = module(x, hx)
     with torch.inference_mode():
@@ -152,20 +167,9 @@ def test_packed_results_are_those_of_the_pieces(
     hx = torch.randn(groups, batch, hidden, dtype=dtype, requires_grad=True)
     g, g_n = torch.randn(rows, columns, dtype=dtype), torch.randn(groups, batch, hidden, dtype=dtype)
     ours, theirs = (OfData(m, packed) for m in (module, torch_module))
-    oracle = copy.deepcopy(theirs).double()
     cases = [(hx, g, g_n), (None, g, None), (hx, None, g_n)]
     for case in cases:
-        plain = results(ours, x, *case)
-        called = plain_calls.copy()
-        with Watch() as watch:
-            pieces = results(ours, x, *case)
-        assert plain_calls == called
-        assert watch.calls["recurrence"] == watch.calls["linear_recurrence"] == module.num_layers
-        inputs = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in (x, *case)]
-        exact = results(oracle, *inputs)
-        for compared in (plain, pieces):
-            for mine, other, right in zip(compared, results(theirs, x, *case), exact, strict=True):
-                assert_as_accurate(mine, other, right, f"{lengths} {options}", scale=rows**0.5)
+        compare_with_pieces(ours, theirs, x, case, module.num_layers, plain_calls, f"{lengths} {options}", rows**0.5)
     assert plain_calls["_plain_layer"] == plain_calls["_plain_layer_backward"] == len(cases) * module.num_layers
 
 

@@ -163,7 +163,7 @@ Results plain_layer(const Tensor& x, const std::optional<Tensor>& h0, const Tens
                     const std::optional<Tensor>& b_ih, const std::optional<Tensor>& b_hh,
                     const std::optional<Tensor>& batch_sizes, bool relu, bool reversed) {
   check_projection(x, batch_sizes ? 2 : 3, w_ih, w_hh, b_ih, b_hh);
-  const Tensor u = batch_sizes ? empty(x, {x.size(0), w_ih.size(0)}) : empty(x, {x.size(0), x.size(1), w_ih.size(0)});
+  const Tensor u = empty_sequence(x, w_ih.size(0));
   const Seed kind = h0 ? Seed::state : Seed::none;
   const Epilogue phi = relu ? Epilogue::relu : Epilogue::tanh;
   const Sizes direction = alternating(w_hh, reversed);
@@ -208,7 +208,7 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
   if (need_w_ih) w_ih_bar = product(transposed(s_rows), rows_of(x));
   if (need_b) b_bar = sum_of_rows(s_rows);
   if (need_x) {
-    x_bar = batch_sizes ? empty(x, {rows, x.size(1)}) : empty(x, {x.size(0), batch, x.size(2)});
+    x_bar = empty_sequence(x, w_ih.size(1));
     multiply(rows_of(*x_bar), s_rows, w_ih);
   }
   if (need_h0) h0_bar = batched_product(s_first, w_hh);
