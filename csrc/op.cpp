@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 
 namespace rnn_ext {
@@ -29,21 +30,25 @@ const int64_t* int64_values(const Tensor& t, const char* name) {
   return static_cast<const int64_t*>(t.const_data_ptr());
 }
 
+std::string text(const Tensor& t) {
+  std::string s = "(";
+  for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
+  return s + ")";
+}
+
+}  // namespace
+
 OwnedRows rows_of_packed(const Tensor& batch_sizes, int64_t packed_rows) {
   const int64_t* sizes = int64_values(batch_sizes, "batch_sizes");
   const int64_t steps = batch_sizes.size(0);
   OwnedRows rows;
-  rows.alive_at.assign(sizes, sizes + steps);
-  rows.packed_at.resize(steps);
-  int64_t row = 0;
-  for (int64_t t = 0; t < steps; ++t) {
+  for (int64_t t = 0; t < steps; ++t)
     STD_TORCH_CHECK(sizes[t] > 0 && (t == 0 || sizes[t] <= sizes[t - 1]),
                     "batch_sizes must be positive and not increasing, got ", sizes[t], " at step ", t);
-    rows.packed_at[t] = row;
-    row += sizes[t];
-  }
-  STD_TORCH_CHECK(row == packed_rows, "batch_sizes add up to ", row, ", but the packed data has ", packed_rows,
-                  " rows");
+  rows.alive_at.assign(sizes, sizes + steps);
+  STD_TORCH_CHECK(rows.count() == packed_rows, "batch_sizes add up to ", rows.count(), ", but the packed data has ",
+                  packed_rows, " rows");
+  rows.pack();
   return rows;
 }
 
@@ -52,9 +57,12 @@ OwnedRows rows_of_lengths(const Tensor& lengths, int64_t steps, int64_t batch) {
   STD_TORCH_CHECK(lengths.size(0) == batch, "lengths must have one entry for each of the ", batch, " sequences, got ",
                   lengths.size(0));
   OwnedRows rows;
-  rows.order.resize(batch);
-  std::iota(rows.order.begin(), rows.order.end(), int64_t{0});
-  std::stable_sort(rows.order.begin(), rows.order.end(), [=](int64_t a, int64_t b) { return length[a] > length[b]; });
+  auto longer = [=](int64_t a, int64_t b) { return length[a] > length[b]; };
+  if (!std::is_sorted(length, length + batch, std::greater<>())) {
+    rows.order.resize(batch);
+    std::iota(rows.order.begin(), rows.order.end(), int64_t{0});
+    std::stable_sort(rows.order.begin(), rows.order.end(), longer);
+  }
   rows.alive_at.assign(steps, 0);
   for (int64_t b = 0; b < batch; ++b) {
     STD_TORCH_CHECK(length[b] >= 1 && length[b] <= steps, "lengths must be from 1 to the padded length ", steps,
@@ -65,14 +73,6 @@ OwnedRows rows_of_lengths(const Tensor& lengths, int64_t steps, int64_t batch) {
   return rows;
 }
 
-std::string text(const Tensor& t) {
-  std::string s = "(";
-  for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
-  return s + ")";
-}
-
-}  // namespace
-
 void check_shape(const Tensor& t, Extents expected, const char* name) {
   bool same = t.dim() == static_cast<int64_t>(expected.size());
   int64_t dim = 0;
@@ -81,11 +81,6 @@ void check_shape(const Tensor& t, Extents expected, const char* name) {
   std::string want;
   for (const int64_t size : expected) want += (want.empty() ? "" : ", ") + std::to_string(size);
   STD_TORCH_CHECK(false, name, " must have shape (", want, "), got ", text(t));
-}
-
-int64_t batch_of(const Tensor& batch_sizes) {
-  const int64_t* sizes = int64_values(batch_sizes, "batch_sizes");
-  return batch_sizes.size(0) ? sizes[0] : 0;
 }
 
 Tensor with_unit_stride(const Tensor& t) {
@@ -104,23 +99,35 @@ Shape check_call(const Call& c) {
                   "w must have shape (G*H, H) with ", groups, " groups (the length of direction), got ",
                   text(c.weight));
   STD_TORCH_CHECK(!(c.batch_sizes && c.lengths), "batch_sizes and lengths exclude each other");
-  const int64_t dims = c.batch_sizes ? 2 : 3;
+  const int64_t dims = c.rows ? rows.dim() : c.batch_sizes ? 2 : 3;
   STD_TORCH_CHECK(rows.dim() == dims, name, " must have ", dims, " dimensions, got ", rows.dim());
   Shape shape;
   shape.groups = groups;
   shape.hidden = c.weight.size(1);
-  shape.time = c.batch_sizes ? c.batch_sizes->size(0) : rows.size(0);
-  shape.batch = c.batch_sizes ? batch_of(*c.batch_sizes) : rows.size(1);
-  shape.ragged = c.batch_sizes || c.lengths;
+  shape.ragged = c.batch_sizes || c.lengths || c.rows;
+  int64_t packed_rows = rows.size(0);
+  if (c.rows) {
+    shape.time = static_cast<int64_t>(c.rows->alive_at.size());
+    shape.batch = c.rows->batch();
+    packed_rows = c.rows->count();
+  } else if (c.batch_sizes) {
+    shape.time = c.batch_sizes->size(0);
+    shape.batch = shape.time ? int64_values(*c.batch_sizes, "batch_sizes")[0] : 0;
+  } else {
+    shape.time = rows.size(0);
+    shape.batch = rows.size(1);
+  }
   const int64_t columns = groups * shape.hidden;
   STD_TORCH_CHECK(rows.size(dims - 1) == columns, name, " must have G*H = ", columns, " columns, got ", text(rows));
   auto check_like_rows = [&](const std::optional<Tensor>& t, const char* of) {
     if (!t) return;
-    if (c.batch_sizes)
-      check_shape(*t, {rows.size(0), columns}, of);
+    if (c.rows ? t->dim() == 2 : c.batch_sizes.has_value())
+      check_shape(*t, {packed_rows, columns}, of);
     else
       check_shape(*t, {shape.time, shape.batch, columns}, of);
   };
+  check_like_rows(rows, name);
+  check_like_rows(c.output, "output");
   if (c.factor) check_like_rows(c.input, "v");
   check_like_rows(c.leak, "leak");
   if (c.seed) check_shape(*c.seed, {groups, shape.batch, shape.hidden}, c.factor ? "seed" : "h0");
@@ -139,6 +146,11 @@ Shape check_call(const Call& c) {
 }
 
 }  // namespace
+
+void OwnedRows::pack() {
+  packed_at.resize(alive_at.size());
+  std::exclusive_scan(alive_at.begin(), alive_at.end(), packed_at.begin(), int64_t{0});
+}
 
 std::vector<int64_t> OwnedRows::lengths(int64_t batch) const {
   std::vector<int64_t> length;
@@ -176,21 +188,22 @@ Seed kind_of(const std::optional<Tensor>& seed, const std::string& seed_kind) {
 
 }  // namespace
 
-Results run_call(const Runs& runs, Call c, std::optional<Tensor> output_or_none) {
+Results run_call(const Runs& runs, Call c) {
   const Shape shape = check_call(c);
   for (auto* t : {&c.input, &c.seed, &c.factor, &c.mask, &c.leak})
     if (*t) *t = with_unit_stride(**t);
   if (c.weight.stride(0) != 1) c.weight = with_unit_stride(c.weight);
   const Tensor& like = c.factor ? *c.factor : *c.input;
   const int64_t columns = shape.groups * shape.hidden;
-  OwnedRows rows = c.batch_sizes ? rows_of_packed(*c.batch_sizes, like.size(0))
-                   : c.lengths   ? rows_of_lengths(*c.lengths, shape.time, shape.batch)
-                                 : OwnedRows();
+  OwnedRows made;
+  if (c.batch_sizes) made = rows_of_packed(*c.batch_sizes, like.size(0));
+  if (c.lengths) made = rows_of_lengths(*c.lengths, shape.time, shape.batch);
   if (c.reset) {
     c.reset = torch::stable::contiguous(*c.reset);
-    rows.resets = static_cast<const bool*>(c.reset->const_data_ptr());
+    made.resets = static_cast<const bool*>(c.reset->const_data_ptr());
   }
-  Tensor output = output_or_none ? std::move(*output_or_none) : empty_sequence(like, columns);
+  const OwnedRows& rows = c.rows ? *c.rows : made;
+  const Tensor output = c.output ? *c.output : empty_sequence(like, columns);
   Tensor last = empty(like, {shape.groups, shape.batch, shape.hidden});
   if (shape.groups * shape.batch * shape.hidden == 0) return {output, last};
   switch (c.weight.scalar_type()) {

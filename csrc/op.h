@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <initializer_list>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -25,6 +26,11 @@ struct OwnedRows {
   std::vector<int64_t> alive_at, packed_at, order;
   const bool* resets = nullptr;
 
+  // Of ragged ones, those of the first step and those of all.
+  int64_t batch() const { return alive_at.empty() ? 0 : alive_at[0]; }
+  int64_t count() const { return std::accumulate(alive_at.begin(), alive_at.end(), int64_t{0}); }
+  // Says where each step's rows are in sequences that are packed.
+  void pack();
   // The steps of each row, longest first; empty if all have as many.
   std::vector<int64_t> lengths(int64_t batch) const;
   Rows view() const {
@@ -51,8 +57,14 @@ struct Call {
   Seed seed_kind;
   bool transpose;
   const Sizes& direction;
-  const ProjectionOf* projection = nullptr;  // the input is then nothing but its shape
-  bool by_rows = false;                      // from weights as they lie (cpu/rows.inl), which are contiguous
+  // Null: a new one. It may be the input: each element is read before it is written.
+  std::optional<Tensor> output = {};
+  // What the CPU's plain layer asks for. In place of batch_sizes and lengths, rows of which sequences with two
+  // dimensions are packed and those with three are not. What the input is made of, which is then nothing but its shape.
+  // And weights as they lie (cpu/rows.inl), which are contiguous.
+  const OwnedRows* rows = nullptr;
+  const ProjectionOf* projection = nullptr;
+  bool by_rows = false;
 };
 
 // t, or a copy of it, in which the last dimension is contiguous.
@@ -67,7 +79,7 @@ template <class T>
 Sequence<T> sequence_of(const Tensor& t) {
   const bool packed = t.dim() == 2;
   auto* data = static_cast<T*>(std::is_const_v<T> ? const_cast<void*>(t.const_data_ptr()) : t.mutable_data_ptr());
-  return {data, packed ? 0 : t.stride(0), t.stride(packed ? 0 : 1)};
+  return {data, packed ? Sequence<T>::kPacked : t.stride(0), t.stride(packed ? 0 : 1)};
 }
 
 template <class T>
@@ -114,11 +126,12 @@ using Results = std::tuple<Tensor, Tensor>;
 // Raises an error that names the tensor, unless it has that shape.
 void check_shape(const Tensor& t, Extents expected, const char* name);
 
-// The rows of the first step, of batch_sizes that are what they should be.
-int64_t batch_of(const Tensor& batch_sizes);
+// The rows of a packed sequence of so many, and of a padded one, from what says how long each is.
+OwnedRows rows_of_packed(const Tensor& batch_sizes, int64_t packed_rows);
+OwnedRows rows_of_lengths(const Tensor& lengths, int64_t steps, int64_t batch);
 
-// Checks the arguments and runs the call. `output` may be the input: each element is read before it is written.
-Results run_call(const Runs& runs, Call c, std::optional<Tensor> output = std::nullopt);
+// Checks the arguments and runs the call.
+Results run_call(const Runs& runs, Call c);
 
 // The ops of ops.cpp on a device.
 Results recurrence(const Runs& runs, Tensor u, std::optional<Tensor> h0, Tensor w, std::optional<Tensor> batch_sizes,

@@ -54,7 +54,7 @@ struct Shape {
 // if i < alive(t). The one place that knows how ragged data lies in memory.
 struct Rows {
   const int64_t* alive_at = nullptr;   // [T], not increasing; null: every row lives throughout
-  const int64_t* packed_at = nullptr;  // [T], first packed row of time t; null: padded (T, B, ...)
+  const int64_t* packed_at = nullptr;  // [T], first packed row of time t; null: no sequence is packed
   const int64_t* order = nullptr;      // [B], the batch index of row i; null: i itself
   // (T, B), by batch index: true where no state passes between the steps t - 1 and t, in either direction, so that
   // zeros stand in its place; null: nowhere. There is no step before the first, whatever its row says.
@@ -69,15 +69,26 @@ struct Rows {
 
 // A (T, B, G*H) or packed (N, G*H) array whose last dimension is contiguous; group g is the slice
 // [g*H, (g+1)*H) of it. A null pointer stands for zeros.
+//
+// On a GPU all sequences of a problem are packed, or none is. On the CPU some may be: so a padded batch's gradient is
+// made without its padding, for the GEMMs that follow (cpu/layer.cpp).
 template <class T>
 struct Sequence {
+  static constexpr int64_t kPacked = INT64_MIN;  // in place of time_stride
+
   T* data = nullptr;
-  int64_t time_stride = 0;  // unused when packed
+  int64_t time_stride = 0;
   int64_t row_stride = 0;
 
+  constexpr bool packed() const { return time_stride == kPacked; }
   T* at(const Rows& rows, int64_t t) const {
-    return data + (rows.padded() ? t * time_stride : rows.packed_at[t] * row_stride);
+    return data + (packed() ? rows.packed_at[t] * row_stride : t * time_stride);
   }
+  // Row i of those at a time, from their first on.
+  constexpr int64_t offset(const Rows& rows, int64_t i) const {
+    return (packed() ? i : rows.batch_index(i)) * row_stride;
+  }
+  T* at(const Rows& rows, int64_t t, int64_t i) const { return at(rows, t) + offset(rows, i); }
 };
 
 // A (G, B, H) array, last dimension contiguous: one state per group and sequence.
@@ -98,8 +109,8 @@ struct Weight {
   int64_t column_stride = 0;
 };
 
-// In place of an input u: u_t = W_ih x_t + b_ih + b_hh, which the kernel makes as it goes. For rows in order, an M that
-// is not transposed, and kernels that can (cpu/projection.inl).
+// In place of an input u: u_t = W_ih x_t + b_ih + b_hh, which the kernel makes as it goes. For an M that is not
+// transposed, and kernels that can (cpu/projection.inl).
 template <class T>
 struct Projection {
   Sequence<const T> x;      // (T, B, I), or packed (N, I); null: u is given

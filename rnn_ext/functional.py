@@ -16,9 +16,9 @@ from torch import Tensor
 
 from rnn_ext import ops
 from rnn_ext.checkpoint import check_arguments, checkpointed
-from rnn_ext.layer import detachable, layer
+from rnn_ext.layer import detachable, layer, takes_padding
 from rnn_ext.layout import zero_where_ended
-from rnn_ext.packing import Padding
+from rnn_ext.packing import Padding, wrong_with
 
 __all__ = ["rnn", "rnn_cell"]
 
@@ -108,11 +108,21 @@ def rnn(
         raise ValueError(
             f"weights must hold one group for each layer and direction ({directions} directions), got {len(weights)}"
         )
+    masked = bool(training and recurrent_dropout)
     padding = None
-    if lengths is not None and reset is None and not ops.recorded():
-        padding = Padding(input, lengths)
-        input, batch_sizes, lengths = padding.pack(input), padding.batch_sizes, None
-        hx = None if hx is None else padding.sort(hx)
+    if lengths is not None:
+        # The compiler has no values to look at; the kernel checks them again.
+        wrong = None if ops.recorded() else wrong_with(lengths, *input.shape[:2])
+        if wrong:
+            raise RuntimeError(wrong)
+        lengths = lengths.contiguous()
+        if reset is not None or ops.recorded():
+            # What stands in the padding must not reach W_ih's gradient, and zero times NaN is NaN.
+            input = zero_where_ended(input, lengths)
+        elif masked or zoneout or checkpoint_every is not None or not takes_padding(input, hx, weights):
+            padding = Padding(input, lengths)
+            input, batch_sizes, lengths = padding.pack(input), padding.batch_sizes, None
+            hx = None if hx is None else padding.sort(hx)
     device_type = input.device.type
     if torch._C._is_any_autocast_enabled() and device_type != "meta" and torch.is_autocast_enabled(device_type):
         # nn.RNN's op is on autocast's list of those to run in the lower precision.
@@ -122,15 +132,15 @@ def rnn(
         weights = [[_autocast(w, dtype) for w in group] for group in weights]
     direction = (1, -1) if bidirectional else (1,)
     if (
-        batch_sizes is lengths is reset is checkpoint_every is None
+        batch_sizes is reset is checkpoint_every is None
         and len(weights) == directions
-        and not (zoneout or return_all_layers or (training and recurrent_dropout))
+        and not (zoneout or return_all_layers or masked)
     ):
         # One layer and nothing special: what follows comes to this, and takes as long as a short sequence.
-        return layer(input, weights, hx, nonlinearity, None, None, None, None, None, direction, True)
+        return layer(input, weights, hx, nonlinearity, None, lengths, None, None, None, direction, True)
     dropped = dropout if training else 0.0
     masks: list[Tensor | None] = [None] * (len(weights) // directions)
-    if training and recurrent_dropout:
+    if masked:
         batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0]) if hx is None else hx.shape[1]
         ones = input.new_ones(directions, batch, weights[0][1].shape[1])
         masks = [F.dropout(ones, recurrent_dropout, True) for _ in masks]
@@ -185,10 +195,7 @@ def _stack(
     directions = len(direction)
     layers = len(weights) // directions
     outputs, states = [], []
-    _, lengths, reset = rows
-    # What stands in the padding must not reach W_ih's gradient, and zero times NaN is NaN.
-    if lengths is not None:
-        x = zero_where_ended(x, lengths)
+    reset = rows[2]
     if reset is not None and hx is not None:
         forward = torch.tensor(direction, device=hx.device).view(-1, 1, 1).repeat(layers, 1, 1) == 1
         hx = hx.masked_fill(forward & reset[:1].unsqueeze(2), 0)

@@ -2,8 +2,8 @@
 
 Composed of two differentiable pieces, ``F.linear`` and ``ops.recurrence``. In plain reverse mode, which is all that
 training asks for, both are one autograd node: a short sequence is then not outweighed by five nodes' bookkeeping. And
-what is called most, sequences of one length or packed, on the CPU, is one op there and one in backward
-(``csrc/cpu/layer.cpp``), as long as nothing else wants to see or to differentiate the pieces.
+what is called most, no reset, mask or leak, on the CPU, is one op there and one in backward (``csrc/cpu/layer.cpp``),
+as long as nothing else wants to see or to differentiate the pieces.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rnn_ext import dispatch, leaky, ops
+from rnn_ext.layout import without_padding
 
 # As the dispatcher has them, without a Python function around each.
 _plain_layer = torch.ops.rnn_ext.plain_layer.default._op
@@ -41,7 +42,8 @@ def layer(
     """All directions of one layer, as the groups of one recurrence.
 
     Args:
-        x: ``(T, B, features)``, or packed ``(N, features)``.
+        x: ``(T, B, features)``, or packed ``(N, features)``. Where :func:`takes_padding` does not hold, zeros where
+            a sequence has ended.
         groups: for each direction ``(w_ih, w_hh)`` or ``(w_ih, w_hh, b_ih, b_hh)``.
         h0: ``(directions, B, H)``; None for zeros.
         nonlinearity: "tanh" or "relu".
@@ -66,8 +68,8 @@ def layer(
     if torch.compiler.is_exporting():
         return torch.ops.rnn_ext.layer(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
     tensors = (x, h0, w_ih, w_hh, b_ih, b_hh)
-    if lengths is reset is mask is leak is None and direction in _ALTERNATING and w_hh.numel():
-        done = plain((*tensors, batch_sizes), nonlinearity, direction, editable)
+    if reset is mask is leak is None and direction in _ALTERNATING and w_hh.numel():
+        done = plain((*tensors, batch_sizes, lengths), nonlinearity, direction, editable)
         if done is not None:
             return done
     if ops.has_kernel(x.device, x.dtype) and ops.plain_reverse_mode(*tensors):
@@ -77,16 +79,23 @@ def layer(
     return detachable(h) if editable else h, h_n
 
 
+def takes_padding(x: Tensor, hx: Tensor | None, weights: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether padded batches with lengths may go through a stack of these layers as they are, whatever is in their
+    padding: each of them is then a plain op, without reset, mask or leak."""
+    tensors = (x, hx, *(w for group in weights for w in group))
+    return dispatch.is_ordinary(tensors, x, weights[0][1]) and weights[0][1].numel() > 0
+
+
 def plain(
-    tensors: tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
+    tensors: tuple[Tensor | None, ...],
     nonlinearity: str,
     direction: tuple[int, ...],
     editable: bool,
 ) -> tuple[Tensor, Tensor] | None:
-    """A layer of sequences of one length or packed, in one op; None where its pieces are wanted.
+    """A layer without reset, mask or leak, in one op; None where its pieces are wanted.
 
     Args:
-        tensors: x, h0, w_ih, w_hh, b_ih, b_hh and batch_sizes, of :func:`layer`.
+        tensors: x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes and lengths, of :func:`layer`.
         nonlinearity: as in :func:`layer`.
         direction: as in :func:`layer`, where directions alternate.
         editable: as in :func:`layer`.
@@ -230,26 +239,28 @@ def _plain(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
     nonlinearity: str,
     direction: tuple[int, ...],
 ) -> tuple[Tensor, Tensor]:
     if dispatch.watched():
-        return _composed(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, *(None,) * 4, nonlinearity, direction)
-    return _plain_layer(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, *_flags(nonlinearity, direction))
+        rest = (batch_sizes, lengths, *(None,) * 3, nonlinearity, direction)
+        return _composed(without_padding(x, lengths), h0, w_ih, w_hh, b_ih, b_hh, *rest)
+    return _plain_layer(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, lengths, *_flags(nonlinearity, direction))
 
 
 class PlainLayer(torch.autograd.Function):
-    """Likewise, of plain or packed sequences, and by one op each way; a gradient of the gradient needs the pieces.
+    """Likewise, without reset, mask or leak, and by one op each way; a gradient of the gradient needs the pieces.
 
     If editable, the first result is a copy-on-write clone of the third, which backward keeps: so that is part of the
     graph, at less cost than that of a node for the clone.
     """
 
     @staticmethod
-    def forward(ctx, x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, nonlinearity, direction, editable):  # type: ignore[no-untyped-def]
-        h, h_n = _plain(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, nonlinearity, direction)
+    def forward(ctx, x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, lengths, nonlinearity, direction, editable):  # type: ignore[no-untyped-def]
+        h, h_n = _plain(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, lengths, nonlinearity, direction)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h0, w_ih, w_hh, h, batch_sizes)
+        ctx.save_for_backward(x, h0, w_ih, w_hh, h, batch_sizes, lengths)
         ctx.options = nonlinearity, direction
         return (torch._lazy_clone(h), h_n, h) if editable else (h, h_n)
 
@@ -258,14 +269,15 @@ class PlainLayer(torch.autograd.Function):
         if g_kept is not None:
             g = g_kept if g is None else g + g_kept
         if g is None and g_n is None:
-            return (None,) * 10
-        x, h0, w_ih, w_hh, h, batch_sizes = ctx.saved_tensors
+            return (None,) * 11
+        x, h0, w_ih, w_hh, h, batch_sizes, lengths = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        tensors = (g, g_n, x, h0, w_ih, w_hh, h, batch_sizes)
+        tensors = (g, g_n, x, h0, w_ih, w_hh, h, batch_sizes, lengths)
         if torch.is_grad_enabled() or dispatch.watched() or not dispatch.is_ordinary(tensors, x, w_hh):
-            rest = (batch_sizes, *(None,) * 4, *ctx.options)
-            return *_backward(g, g_n, x, None, h, h0, w_ih, w_hh, rest, needed), *(None,) * 4
+            rest = (batch_sizes, lengths, *(None,) * 3, *ctx.options)
+            x = without_padding(x, lengths)
+            return *_backward(g, g_n, x, None, h, h0, w_ih, w_hh, rest, needed), *(None,) * 5
         need_x, need_h0, need_w_ih, need_w_hh, need_b_ih, need_b_hh, *_ = needed
         args = (*tensors, *_flags(*ctx.options), need_x, need_h0, need_w_ih, need_w_hh)
         *bars, b_bar = _plain_layer_backward(*args, need_b_ih or need_b_hh)
-        return *bars, *_biases(b_bar, needed, len(ctx.options[1])), *(None,) * 4
+        return *bars, *_biases(b_bar, needed, len(ctx.options[1])), *(None,) * 5

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnn_ext import functional
 from rnn_ext.layer import plain
 from rnn_ext.nested import Jagged
+from rnn_ext.packing import wrong_with
 
 
 class RNN(nn.RNNBase):
@@ -141,8 +142,8 @@ class RNN(nn.RNNBase):
                 ``checkpoint_every`` that is not positive, or with ragged sequences or ``return_all_layers``.
         """
         weights = self._weights()
-        if lengths is reset is checkpoint_every is None and len(weights) == 1 and not return_all_layers:
-            done = self._plain(input, hx, weights[0])
+        if reset is checkpoint_every is None and len(weights) == 1 and not return_all_layers:
+            done = self._plain(input, hx, lengths, weights[0])
             if done is not None:
                 return done
         if isinstance(input, PackedSequence):
@@ -205,7 +206,9 @@ class RNN(nn.RNNBase):
             outputs, h_n = _each(lambda h: h.squeeze(1), outputs), h_n.squeeze(1)
         return outputs, h_n
 
-    def _plain(self, x: Any, hx: Tensor | None, weights: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+    def _plain(
+        self, x: Any, hx: Tensor | None, lengths: Any, weights: Sequence[Any]
+    ) -> tuple[Tensor, Tensor] | None:
         """What is called most, a padded batch through one layer without options, by the shortest way: checks and
         bookkeeping of the general one take as long as a short sequence. None where there is more to do, or wrong."""
         if type(x) is not Tensor or x.is_nested or torch._C._is_any_autocast_enabled():
@@ -221,7 +224,10 @@ class RNN(nn.RNNBase):
             return None
         if hx is not None and hx.shape != (1, batch, self.hidden_size):
             return None
-        done = plain((x, hx, w_ih, w_hh, b_ih, b_hh, None), "tanh" if self.mode == "RNN_TANH" else "relu", (1,), True)
+        if lengths is not None and (wrong_with(lengths, time, batch) or not lengths.is_contiguous()):
+            return None
+        tensors = (x, hx, w_ih, w_hh, b_ih, b_hh, None, lengths)
+        done = plain(tensors, "tanh" if self.mode == "RNN_TANH" else "relu", (1,), True)
         return (done[0].transpose(0, 1), done[1]) if batch_first and done is not None else done
 
     def _run(
@@ -258,13 +264,12 @@ def _each(change: Callable[[Any], Any], outputs: Any) -> Any:
 
 
 def _checked_lengths(lengths: Any, time: int, batch: int) -> Tensor:
-    if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64 or lengths.shape != (batch,):
-        got = f"{lengths.dtype} {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise ValueError(f"lengths must be an int64 tensor of shape ({batch},), one entry a sequence, got {got}")
-    lengths = lengths.cpu()
+    if isinstance(lengths, Tensor):
+        lengths = lengths.cpu()
     # The compiler has no values to look at; the kernel checks them again.
-    if batch and not torch.compiler.is_compiling() and not 1 <= int(lengths.min()) <= int(lengths.max()) <= time:
-        raise ValueError(f"lengths must be from 1 to the padded length {time}, got {lengths.tolist()}")
+    wrong = None if torch.compiler.is_compiling() else wrong_with(lengths, time, batch)
+    if wrong:
+        raise ValueError(wrong)
     return lengths
 
 

@@ -6,6 +6,8 @@ its first on. Packed, nothing is computed of what belongs to no sequence, the pr
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -48,26 +50,31 @@ class Packing:
         return dispatch.call(_move, _Move, (packed, self._places, self._taken))
 
 
+def wrong_with(lengths: Any, time: int, batch: int) -> str | None:
+    """What is, in a sentence, or None if they are a padded batch's: int64 ``(B,)`` on the CPU, from 1 to T."""
+    if not isinstance(lengths, Tensor):
+        return f"lengths must be an int64 tensor of shape ({batch},), one entry a sequence, got {type(lengths).__name__}"
+    if lengths.dtype != torch.int64 or not lengths.is_cpu or lengths.shape != (batch,):
+        return (
+            f"lengths must be an int64 tensor of shape ({batch},) on the CPU, one entry a sequence, got "
+            f"{lengths.dtype} {tuple(lengths.shape)} on {lengths.device}"
+        )
+    values = lengths.tolist()
+    if batch and not 1 <= min(values) <= max(values) <= time:
+        return f"lengths must be from 1 to the padded length {time}, got {values}"
+    return None
+
+
 class Padding(Packing):
     """The packing of a padded batch.
 
     Args:
         x: ``(T, B, features)``, in memory by step or by sequence.
         lengths: int64 ``(B,)`` on the CPU, from 1 to T.
-
-    Raises:
-        RuntimeError: lengths that are none of the batch's.
     """
 
     def __init__(self, x: Tensor, lengths: Tensor) -> None:
         time, batch = x.shape[:2]
-        if lengths.dtype != torch.int64 or lengths.device.type != "cpu" or lengths.shape != (batch,):
-            raise RuntimeError(
-                f"lengths must be an int64 tensor on the CPU with one entry for each of the {batch} sequences, got "
-                f"{lengths.dtype} {tuple(lengths.shape)} on {lengths.device}"
-            )
-        if batch and not 1 <= int(lengths.min()) <= int(lengths.max()) <= time:
-            raise RuntimeError(f"lengths must be from 1 to the padded length {time}, got {lengths.tolist()}")
         # A batch that is laid out by sequence keeps that layout; transposing it would copy the padding, too.
         self._transposed = not x.is_contiguous() and x.transpose(0, 1).is_contiguous()
         self._sizes = (batch, time) if self._transposed else (time, batch)

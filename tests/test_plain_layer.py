@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import assert_as_accurate
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnn_ext
@@ -173,6 +173,61 @@ def test_packed_results_are_those_of_the_pieces(
     assert plain_calls["_plain_layer"] == plain_calls["_plain_layer_backward"] == len(cases) * module.num_layers
 
 
+class OfPadded(nn.Module):
+    """A module's call for a padded batch with lengths; torch's, which has none, packs it."""
+
+    def __init__(self, module: nn.Module, lengths: Tensor) -> None:
+        super().__init__()
+        self.module, self.lengths = module, lengths
+
+    def forward(self, x: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+        if isinstance(self.module, rnn_ext.RNN):
+            return self.module(x, hx, lengths=self.lengths)
+        output, h_n = self.module(pack_padded_sequence(x, self.lengths, enforce_sorted=False), hx)
+        return pad_packed_sequence(output, total_length=len(x))[0], h_n
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "bias": False}, {"num_layers": 2}])
+@pytest.mark.parametrize("by_sequence", [False, True])
+@pytest.mark.parametrize(
+    ("lengths", "features", "hidden"),
+    # In order and not; of so few rows that weights are not packed; and larger than what the kernel projects itself.
+    [
+        *[([1], 5, 67), ([1, 2], 3, 131), ([4, 4], 4, 7), ([3, 9, 1, 1, 5], 3, 17), ([5, 4, 4, 1], 3, 17)],
+        *[([*range(40, 1, -1)], 65, 33), ([7, 31, 2, 31], 7, 37), ([2, 9], 1000, 600)],
+    ],
+)
+def test_padded_results_are_those_of_the_pieces(
+    lengths: list[int],
+    features: int,
+    hidden: int,
+    options: dict[str, Any],
+    by_sequence: bool,
+    dtype: torch.dtype,
+    plain_calls: Counter[str],
+) -> None:
+    module = rnn_ext.RNN(features, hidden, **options).to(dtype)
+    torch_module = rnn_ext.to_torch(copy.deepcopy(module))
+    groups, batch, time, rows = len(module.all_weights), len(lengths), max(lengths) + 2, sum(lengths)
+    columns = hidden * (2 if module.bidirectional else 1)
+    x = torch.randn(batch, time, features, dtype=dtype).transpose(0, 1)
+    x = (x if by_sequence else x.contiguous()).requires_grad_()
+    hx = torch.randn(groups, batch, hidden, dtype=dtype, requires_grad=True)
+    g, g_n = torch.randn(time, batch, columns, dtype=dtype), torch.randn(groups, batch, hidden, dtype=dtype)
+    ours, theirs = (OfPadded(m, torch.tensor(lengths)) for m in (module, torch_module))
+    cases = [(hx, g, g_n), (None, g, None), (hx, None, g_n)]
+    for case in cases:
+        compare_with_pieces(ours, theirs, x, case, module.num_layers, plain_calls, f"{lengths} {options}", rows**0.5)
+    assert plain_calls["_plain_layer"] == plain_calls["_plain_layer_backward"] == len(cases) * module.num_layers
+    expected = results(ours, x, *cases[0])
+    # What is in the padding is never read.
+    ended = torch.arange(time).unsqueeze(1) >= torch.tensor(lengths)
+    poisoned = x.detach().clone().masked_fill_(ended.unsqueeze(2), torch.nan).requires_grad_()
+    found = results(ours, poisoned, hx, g.masked_fill(ended.unsqueeze(2), torch.nan), g_n)
+    assert all(map(torch.equal, found, expected))
+
+
 @pytest.mark.parametrize("hidden", [7, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_strides(dtype: torch.dtype, hidden: int, plain_calls: Counter[str]) -> None:
@@ -261,4 +316,4 @@ GOOD = [torch.zeros(4, 2, 3), None, torch.zeros(5, 3), torch.zeros(5, 5), torch.
 def test_bad_arguments(index: int, bad: Tensor | None, sentence: str) -> None:
     args = [*GOOD[:index], bad, *GOOD[index + 1 :]]
     with pytest.raises(RuntimeError, match=sentence):
-        torch.ops.rnn_ext.plain_layer(*args, None, False, False)
+        torch.ops.rnn_ext.plain_layer(*args, None, None, False, False)

@@ -18,7 +18,7 @@ struct Plan;
 struct Workspace {
   void* packed = nullptr;        // G groups of packed panels, with those of W_ih and biases where it is projected
   void* states = nullptr;        // two buffers of G*B rows
-  void* ahead = nullptr;         // inputs of coming steps (projection.inl)
+  void* inputs = nullptr;        // of coming steps, or rows of x (projection.inl)
   Arrivals* arrivals = nullptr;  // two barriers' worth
 };
 

@@ -1,7 +1,6 @@
 // A whole layer as one op on the CPU, and its first-order gradient as another: at B = 1 a call of PyTorch costs about
 // as much as the work that it asks for, so what rnn_ext/layer.py composes of a dozen calls is here the same formulas in
-// one. Only for what is called most: sequences of one length or packed, without reset, mask or leak, and gradients of
-// first order.
+// one. Only for what is called most: no reset, mask or leak, and gradients of first order.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -39,23 +38,85 @@ Tensor rows_of(const Tensor& sequence) {
   return matrix(sequence, steps * batch, sequence.size(2), row_stride, sequence.stride(2));
 }
 
-int64_t rows_in(const Tensor& sequence) {
-  return sequence.dim() == 2 ? sequence.size(0) : sequence.size(0) * sequence.size(1);
+// Of a ragged call, or null. Sequences with two dimensions are packed, with `lengths` those that this makes itself.
+std::optional<OwnedRows> ragged_rows(const Tensor& x, const std::optional<Tensor>& batch_sizes,
+                                     const std::optional<Tensor>& lengths) {
+  STD_TORCH_CHECK(!(batch_sizes && lengths), "batch_sizes and lengths exclude each other");
+  if (batch_sizes) return rows_of_packed(*batch_sizes, x.size(0));
+  if (!lengths) return std::nullopt;
+  OwnedRows rows = rows_of_lengths(*lengths, x.size(0), x.size(1));
+  rows.pack();
+  return rows;
 }
 
-// For each row of a packed sequence from its second step on, the row one step before, some columns of it.
-Tensor rows_one_before(const Tensor& packed, const Tensor& batch_sizes, int64_t later, int64_t column,
-                       int64_t columns) {
-  const Tensor before = empty(packed, {later, columns});
-  const int64_t* sizes = static_cast<const int64_t*>(batch_sizes.const_data_ptr());
-  const int64_t bytes = packed.element_size(), pitch = packed.stride(0) * bytes;
-  const char* from = static_cast<const char*>(packed.const_data_ptr()) + column * bytes;
-  char* to = static_cast<char*>(before.mutable_data_ptr());
-  for (int64_t t = 1; t < batch_sizes.size(0); ++t) {
-    for (int64_t i = 0; i < sizes[t]; ++i, to += columns * bytes) std::memcpy(to, from + i * pitch, columns * bytes);
-    from += sizes[t - 1] * pitch;
+// Calls visit(row, n, at, stride) for all rows of the steps from `first` on: n of them from `row` on in a packed
+// sequence are in `sequence` those of `back` steps before, from `at` on, in bytes. As many at once as are evenly spaced.
+template <class Visit>
+void for_each_run(const Tensor& sequence, const OwnedRows& rows, int64_t first, int64_t back, Visit visit) {
+  const bool packed = sequence.dim() == 2, in_order = packed || rows.order.empty();
+  const int64_t bytes = sequence.element_size(), stride = sequence.stride(packed ? 0 : 1) * bytes;
+  int64_t row = 0;
+  for (size_t t = first; t < rows.alive_at.size(); ++t) {
+    const int64_t alive = rows.alive_at[t], before = static_cast<int64_t>(t) - back;
+    const int64_t at = packed ? rows.packed_at[before] * stride : before * sequence.stride(0) * bytes;
+    if (in_order)
+      visit(row, alive, at, stride);
+    else
+      for (int64_t i = 0; i < alive; ++i) visit(row + i, 1, at + rows.order[i] * stride, stride);
+    row += alive;
   }
-  return before;
+}
+
+// n rows of so many bytes to where they lie otherwise.
+void copy_rows(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t n, int64_t bytes) {
+  if (to_stride == bytes && from_stride == bytes)
+    std::memcpy(to, from, n * bytes);
+  else
+    for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * to_stride, from + i * from_stride, bytes);
+}
+
+// The rows of the steps from `first` on, packed: some columns of them, `back` steps before. `sequence` has unit stride.
+Tensor packed_rows(const Tensor& sequence, const OwnedRows& rows, int64_t first, int64_t back, int64_t column,
+                   int64_t columns) {
+  const Tensor packed = empty(sequence, {rows.count() - (first ? rows.batch() : 0), columns});
+  const int64_t bytes = columns * sequence.element_size();
+  const char* from = static_cast<const char*>(sequence.const_data_ptr()) + column * sequence.element_size();
+  char* to = static_cast<char*>(packed.mutable_data_ptr());
+  for_each_run(sequence, rows, first, back, [&](int64_t row, int64_t n, int64_t at, int64_t stride) {
+    copy_rows(to + row * bytes, bytes, from + at, stride, n, bytes);
+  });
+  return packed;
+}
+
+// All of them: as they are, if they are packed.
+Tensor packed_rows(const Tensor& sequence, const OwnedRows& rows) {
+  if (sequence.dim() == 2) return sequence;
+  return packed_rows(with_unit_stride(sequence), rows, 0, 0, 0, sequence.size(2));
+}
+
+// A new padded sequence, in memory by step or by sequence, as x is.
+Tensor empty_padded(const Tensor& x, int64_t columns) {
+  const int64_t steps = x.size(0), batch = x.size(1);
+  if (x.stride(1) <= x.stride(0)) return empty_sequence(x, columns);
+  const int64_t sizes[] = {steps, batch, columns}, strides[] = {columns, steps * columns, 1};
+  AtenTensorHandle by_step = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(empty(x, {batch, steps, columns}).get(), 3, sizes, strides, 0, &by_step));
+  return Tensor(by_step);
+}
+
+// And back, to padded rows; zeros where a sequence has ended.
+void unpack_rows(const Tensor& packed, const OwnedRows& rows, const Tensor& padded) {
+  const int64_t bytes = padded.size(2) * padded.element_size();
+  const char* from = static_cast<const char*>(packed.const_data_ptr());
+  char* to = static_cast<char*>(padded.mutable_data_ptr());
+  for_each_run(padded, rows, 0, 0, [&](int64_t row, int64_t n, int64_t at, int64_t stride) {
+    copy_rows(to + at, stride, from + row * bytes, bytes, n, bytes);
+  });
+  const int64_t step = padded.stride(0) * padded.element_size(), row = padded.stride(1) * padded.element_size();
+  for (size_t t = 0; t < rows.alive_at.size(); ++t)
+    for (int64_t i = rows.alive_at[t]; i < padded.size(1); ++i)
+      std::memset(to + t * step + rows.view().batch_index(i) * row, 0, bytes);
 }
 
 // out = a b; or, where `add`, out += a b.
@@ -161,36 +222,43 @@ ProjectionOf readable(const Tensor& x, const Tensor& w_ih, const std::optional<T
 
 Results plain_layer(const Tensor& x, const std::optional<Tensor>& h0, const Tensor& w_ih, const Tensor& w_hh,
                     const std::optional<Tensor>& b_ih, const std::optional<Tensor>& b_hh,
-                    const std::optional<Tensor>& batch_sizes, bool relu, bool reversed) {
+                    const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& lengths, bool relu,
+                    bool reversed) {
   check_projection(x, batch_sizes ? 2 : 3, w_ih, w_hh, b_ih, b_hh);
-  const Tensor u = empty_sequence(x, w_ih.size(0));
+  const std::optional<OwnedRows> rows = ragged_rows(x, batch_sizes, lengths);
+  const Tensor h = lengths ? empty_padded(x, w_ih.size(0)) : empty_sequence(x, w_ih.size(0));
   const Seed kind = h0 ? Seed::state : Seed::none;
   const Epilogue phi = relu ? Epilogue::relu : Epilogue::tanh;
   const Sizes direction = alternating(w_hh, reversed);
-  Call c{u, h0, w_hh, {}, batch_sizes, {}, {}, {}, {}, phi, kind, false, direction};
-  const cpu::Way way = cpu::way_of(rows_in(x), batch_sizes ? batch_of(*batch_sizes) : x.size(1), w_ih, w_hh);
+  Call c{h, h0, w_hh, {}, {}, {}, {}, {}, {}, phi, kind, false, direction, h};
+  c.rows = rows ? &*rows : nullptr;
+  const cpu::Way way =
+      cpu::way_of(rows ? rows->count() : x.size(0) * x.size(1), rows ? rows->batch() : x.size(1), w_ih, w_hh);
   c.by_rows = way.by_rows;
   std::optional<ProjectionOf> projection;
   if (way.projects) {
     projection = readable(x, w_ih, b_ih, b_hh);
     c.projection = &*projection;
   } else {
-    const Tensor u_rows = rows_of(u);
+    // In h's place, or of a padded batch only what is not padding.
+    if (lengths) c.input = empty(x, {rows->count(), w_ih.size(0)});
+    const Tensor u_rows = rows_of(*c.input);
     if (b_ih) fill_rows(u_rows, *b_ih, *b_hh);
-    multiply(u_rows, rows_of(x), transposed(w_ih), /*add=*/b_ih.has_value());
+    multiply(u_rows, rows ? packed_rows(x, *rows) : rows_of(x), transposed(w_ih), /*add=*/b_ih.has_value());
   }
-  // Each element of u is read before its h is written.
-  return run_call(cpu::kRuns, std::move(c), u);
+  return run_call(cpu::kRuns, std::move(c));
 }
 
 // The derivative formulas are those of Layer.backward and of what it calls (rnn_ext/layer.py, ops.py, transition.py).
 using Gradient = std::optional<Tensor>;
 std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backward(
     const std::optional<Tensor>& g, const std::optional<Tensor>& g_n, const Tensor& x, const std::optional<Tensor>& h0,
-    const Tensor& w_ih, const Tensor& w_hh, const Tensor& h, const std::optional<Tensor>& batch_sizes, bool relu,
-    bool reversed, bool need_x, bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b) {
+    const Tensor& w_ih, const Tensor& w_hh, const Tensor& h, const std::optional<Tensor>& batch_sizes,
+    const std::optional<Tensor>& lengths, bool relu, bool reversed, bool need_x, bool need_h0, bool need_w_ih,
+    bool need_w_hh, bool need_b) {
   check_projection(x, batch_sizes ? 2 : 3, w_ih, w_hh, {}, {});
-  const int64_t rows = rows_in(x), batch = batch_sizes ? batch_of(*batch_sizes) : x.size(1);
+  const std::optional<OwnedRows> ragged = ragged_rows(x, batch_sizes, lengths);
+  const int64_t rows = ragged ? ragged->count() : x.size(0) * x.size(1), batch = ragged ? ragged->batch() : x.size(1);
   const int64_t hidden = w_hh.size(1), columns = w_hh.size(0);
   const Sizes direction = alternating(w_hh, reversed), backwards = alternating(w_hh, !reversed);
   const Epilogue derivative = relu ? Epilogue::relu_derivative : Epilogue::tanh_derivative;
@@ -200,29 +268,38 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
     check_shape(h, {x.size(0), batch, columns}, "h");
   if (h0) check_shape(*h0, {static_cast<int64_t>(direction.size()), batch, hidden}, "h0");
   const Seed kind = g_n ? Seed::product : Seed::none;
-  Call c{g, g_n, w_hh, h, batch_sizes, {}, {}, {}, {}, derivative, kind, true, backwards};
+  Call c{g, g_n, w_hh, h, {}, {}, {}, {}, {}, derivative, kind, true, backwards};
+  c.rows = ragged ? &*ragged : nullptr;
+  // Without the padding of h and g: what the GEMMs then take of x and h has none either, where there may be NaN.
+  if (lengths) c.output = empty(h, {rows, columns});
   const auto [s, s_first] = run_call(cpu::kRuns, std::move(c));
 
-  const Tensor s_rows = rows_of(s), h_rows = rows_of(with_unit_stride(h));
+  const Tensor s_rows = rows_of(s), h_whole = with_unit_stride(h);
   Gradient x_bar, h0_bar, w_ih_bar, w_hh_bar, b_bar;
-  if (need_w_ih) w_ih_bar = product(transposed(s_rows), rows_of(x));
+  if (need_w_ih) w_ih_bar = product(transposed(s_rows), ragged ? packed_rows(x, *ragged) : rows_of(x));
   if (need_b) b_bar = sum_of_rows(s_rows);
   if (need_x) {
-    x_bar = empty_sequence(x, w_ih.size(1));
-    multiply(rows_of(*x_bar), s_rows, w_ih);
+    x_bar = lengths ? empty_padded(x, w_ih.size(1)) : empty_sequence(x, w_ih.size(1));
+    if (lengths)
+      unpack_rows(product(s_rows, w_ih), *ragged, *x_bar);
+    else
+      multiply(rows_of(*x_bar), s_rows, w_ih);
   }
   if (need_h0) h0_bar = batched_product(s_first, w_hh);
   const int64_t later = std::max<int64_t>(rows - batch, 0);
   for (int64_t group = 0; need_w_hh && group * hidden < columns; ++group) {
     // s_t against the state before it, in the group's own time: of all steps but the first with those one before.
-    auto part = [&](const Tensor& t, bool one_before) {
-      if (one_before && batch_sizes) return rows_one_before(t, *batch_sizes, later, group * hidden, hidden);
+    auto part = [&](const Tensor& sequence, bool one_before) {
+      const bool padded = sequence.dim() == 3;
+      if (ragged && (one_before || padded))
+        return packed_rows(sequence, *ragged, 1, one_before, group * hidden, hidden);
+      const Tensor t = rows_of(sequence);
       const int64_t row = one_before ? 0 : batch;
       return matrix(t, later, hidden, t.stride(0), t.stride(1), row * t.stride(0) + group * hidden * t.stride(1));
     };
     const bool forward = direction[group] == 1;
     // Of its own, and then to its place: where memory is aligned otherwise, a GEMM may give other bits.
-    const Tensor block = product(transposed(part(s_rows, !forward)), part(h_rows, forward));
+    const Tensor block = product(transposed(part(s, !forward)), part(h_whole, forward));
     if (h0) {
       const Tensor first = matrix(s_first, batch, hidden, hidden, 1, group * batch * hidden);
       const Tensor before = matrix(*h0, batch, hidden, h0->stride(1), h0->stride(2), group * h0->stride(0));

@@ -77,7 +77,7 @@ void run(const Call& c, const Shape& checked, const OwnedRows& rows, const Tenso
   constexpr int64_t line = 64;
   auto whole_lines = [](int64_t bytes) { return (bytes + line - 1) / line * line; };
   const int64_t packed = whole_lines(plan.packed_bytes), states = whole_lines(plan.states_bytes);
-  const std::unique_ptr<char[]> scratch(new char[packed + states + plan.ahead_bytes + line]);
+  const std::unique_ptr<char[]> scratch(new char[packed + states + plan.inputs_bytes + line]);
   char* const memory = scratch.get() + (line - reinterpret_cast<uintptr_t>(scratch.get()) % line);
   std::vector<Arrivals> arrivals(plan.workers() > 1 ? 2 * plan.workers() : 0);
   const Workspace space = {memory, memory + packed, memory + packed + states, arrivals.data()};

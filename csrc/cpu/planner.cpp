@@ -121,19 +121,23 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
   // Whole cache lines, and one more: at H = 1024 rows would otherwise lie 4096 bytes apart, and all of a tile's rows
   // fall into one set of the L1 cache.
   const int64_t line = 64 / tiling.state_bytes;
-  plan.state_stride = ((panels.padded_columns() + line - 1) / line + 1) * line;
+  auto stride_of = [=](int64_t columns) { return ((columns + line - 1) / line + 1) * line; };
+  plan.state_stride = stride_of(panels.padded_columns());
   auto packed_bytes = [&](const Panels& p) { return tiling.packs ? p.packed_size() * tiling.packed_bytes : 0; };
   plan.packed_bytes = shape.groups * packed_bytes(panels);
   plan.states_bytes = 2 * all_rows * plan.state_stride * tiling.state_bytes;
   if (shape.features > 0) {
-    const bool ahead = rows_together <= tiling.wide_panel_rows && !shape.ragged;
-    plan.projection_panels = ahead ? panels_for(tiling.panel_vectors) : plan.panels;
+    plan.ahead = rows_together <= tiling.wide_panel_rows && !shape.ragged;
+    plan.projection_panels = plan.ahead ? panels_for(tiling.panel_vectors) : plan.panels;
     const Panels ih(shape.hidden, shape.features, tiling, plan.projection_panels);
     plan.packed_bytes += shape.groups * (packed_bytes(ih) + ih.padded_columns() * tiling.packed_bytes);
+    plan.x_stride = stride_of(shape.features);
+    // Of inputs each worker makes its own columns, of rows of x it wants all.
+    const int64_t columns = plan.ahead     ? best.rows * std::min(shape.time, kStepsAhead) * panels.padded_columns()
+                            : shape.ragged ? plan.workers() * plan.x_stride
+                                           : 0;
     // A row more, for the case that fewer workers come and share the room.
-    if (ahead)
-      plan.ahead_bytes = best.rows * std::min(shape.time, kStepsAhead) * (rows_together + 1) * panels.padded_columns() *
-                         tiling.packed_bytes;
+    plan.inputs_bytes = columns * (rows_together + 1) * tiling.packed_bytes;
   }
   plan.cycles = least;
   plan.serial_cycles = serial;

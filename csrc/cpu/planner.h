@@ -29,10 +29,12 @@ struct Plan {
   int64_t state_stride = 0;  // elements between rows of a state buffer
   int64_t packed_bytes = 0;  // all groups
   int64_t states_bytes = 0;  // both buffers
-  // Where the input is projected (recurrence.h): panels of W_ih, a group; and room for inputs made ahead, none where
-  // rows fill tiles.
+  // Where the input is projected (recurrence.h): panels of W_ih, a group; whether inputs are made ahead, which they are
+  // not where rows fill tiles; and room for them, or else for a step's rows of x, if these may lie anywhere.
   int64_t projection_panels = 0;
-  int64_t ahead_bytes = 0;
+  bool ahead = false;
+  int64_t x_stride = 0;  // elements between rows of x there
+  int64_t inputs_bytes = 0;
   // As the model has it, all steps: of this plan, and of one thread.
   double cycles = 0, serial_cycles = 0;
 

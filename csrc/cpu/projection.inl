@@ -4,8 +4,8 @@
 //
 // What is multiplied is x as it lies there. With rows enough to fill tiles, each tile of a step begins with its own
 // part of x. With fewer, a tile of W_ih x_t is made of as many steps instead, for `steps_together` steps ahead, so that
-// the weights are loaded into registers for several of them, if their rows are evenly spaced. An element's sum has one
-// order either way.
+// the weights are loaded into registers for several of them, if their rows are evenly spaced. Rows of a padded batch
+// that are not in order are put side by side first, a step's at a time. An element's sum has one order either way.
 
 template <class K>
 class ProjectedInput {
@@ -13,37 +13,47 @@ class ProjectedInput {
   using Sum = typename K::Sum;
 
  public:
-  // `weights` are the group's packed W_ih; `bias` its b_ih + b_hh, padded to whole vectors; `ahead` has room for
-  // `steps_together` steps of the segment's rows, and is null where steps are not made ahead.
+  // `weights` are the group's packed W_ih; `bias` its b_ih + b_hh, padded to whole vectors; `room` is for inputs of
+  // `steps_together` steps of the segment's rows, or for its rows of x (planner.h).
   ProjectedInput(Worker<K>& me, const Segment& seg, const Panels& panels, const Sum* weights, const Sum* bias,
-                 Sum* ahead, int64_t steps_together)
+                 Sum* room, int64_t steps_together)
       : me_(me),
         seg_(seg),
         x_(me.problem.projection.x),
         panels_(panels),
         weights_(weights),
         bias_(bias),
-        ahead_(ahead),
+        room_(room),
         steps_together_(steps_together),
-        direction_(me.problem.direction[seg.group]) {}
+        direction_(me.problem.direction[seg.group]),
+        gathers_(me.problem.rows.order && !x_.packed()) {}
 
   // The sums of a step's rows [begin, end) in panel j of W_hh, as far as x makes them, and how far apart they lie; in
   // `tile` or in a place of their own. Steps come in order.
   Sum* begin_sums(int64_t step, int64_t j, int64_t begin, int64_t end, Sum* tile, int64_t* pitch) {
-    if (ahead_) {
+    if (me_.plan.ahead) {
       if (step >= made_to_ || me_.panel_begin != panel_begin_ || me_.panel_end != panel_end_) make_ahead(step);
       *pitch = panels_.padded_columns();
-      return ahead_ + ((step - made_from_) * seg_.count + begin) * *pitch + me_.panels.first(j) * panels_.lanes;
+      return room_ + ((step - made_from_) * seg_.count + begin) * *pitch + me_.panels.first(j) * panels_.lanes;
     }
     *pitch = panels_.width(j) * panels_.lanes;
-    project(x_at(step, begin), seg_.step * x_.row_stride, end - begin, j, tile, *pitch);
+    if (gathers_) {
+      if (step >= made_to_) gather(step);
+      project(room_ + begin * me_.plan.x_stride, me_.plan.x_stride, end - begin, j, tile, *pitch);
+    } else {
+      project(x_at(step, begin), seg_.step * x_.row_stride, end - begin, j, tile, *pitch);
+    }
     return tile;
   }
 
  private:
-  const S* x_at(int64_t step, int64_t i) const {
-    const int64_t t = direction_ < 0 ? me_.problem.shape.time - 1 - step : step;
-    return x_.at(me_.problem.rows, t) + seg_.row(i) * x_.row_stride;
+  int64_t time(int64_t step) const { return direction_ < 0 ? me_.problem.shape.time - 1 - step : step; }
+  const S* x_at(int64_t step, int64_t i) const { return x_.at(me_.problem.rows, time(step), seg_.row(i)); }
+
+  void gather(int64_t step) {
+    made_to_ = step + 1;
+    for (int64_t i = 0; i < seg_.alive(me_.problem.rows, time(step)); ++i)
+      convert_row(room_ + i * me_.plan.x_stride, x_at(step, i), me_.problem.shape.features);
   }
 
   // Up to a tile of rows of x, `stride` apart.
@@ -68,7 +78,7 @@ class ProjectedInput {
     for (int64_t j = begin; j < end; ++j) {
       const int64_t tallest = me_.kernel.tallest(panels_.width(j));
       for (int64_t i = 0; i < seg_.count; ++i) {
-        Sum* const sums = ahead_ + i * row_pitch + panels_.first(j) * panels_.lanes;
+        Sum* const sums = room_ + i * row_pitch + panels_.first(j) * panels_.lanes;
         for_each_tile(steps, tallest, [&](int64_t from, int64_t to) {
           project(x_at(step + from, i), stride, to - from, j, sums + from * step_pitch, step_pitch);
         });
@@ -82,8 +92,9 @@ class ProjectedInput {
   const Panels& panels_;  // of W_ih; where steps are not made ahead, cut as those of W_hh
   const Sum* weights_;
   const Sum* bias_;
-  Sum* ahead_;
+  Sum* room_;
   int64_t steps_together_, direction_;
+  bool gathers_;
   int64_t made_from_ = 0, made_to_ = 0, panel_begin_ = 0, panel_end_ = 0;
 };
 

@@ -14,9 +14,7 @@ template <Epilogue E, class K>
   using S = typename K::Storage;
   const int64_t b = p.rows.batch_index(seg.row(i)), at = seg.group * p.shape.hidden + column;
   const int64_t t_before = p.direction[seg.group] < 0 ? t + 1 : t - 1;
-  auto element = [&](const auto& sequence, int64_t time) {
-    return sequence.at(p.rows, time) + b * sequence.row_stride + at;
-  };
+  auto element = [&](const auto& sequence, int64_t time) { return sequence.at(p.rows, time, seg.row(i)) + at; };
   const S* leaking = nullptr;
   if (begins)
     leaking = p.seed_kind == Seed::none ? nullptr : p.seed.at(seg.group, b) + column;
@@ -65,10 +63,11 @@ template <Epilogue E, class K>
     }
   }
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t b = p.rows.batch_index(seg.row(i));
-    finish_row<E, S>(sums + (i - begin) * pitch, step.input ? step.input + b * p.input.row_stride + column : nullptr,
-                     step.factor ? step.factor + b * p.factor.row_stride + column : nullptr, current + i * me.stride,
-                     step.output + b * p.output.row_stride + column, columns);
+    auto at = [&](auto* first, const auto& sequence) {
+      return first ? first + sequence.offset(p.rows, seg.row(i)) + column : nullptr;
+    };
+    finish_row<E, S>(sums + (i - begin) * pitch, at(step.input, p.input), at(step.factor, p.factor),
+                     current + i * me.stride, at(step.output, p.output), columns);
   }
 }
 
@@ -146,7 +145,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
     for (int64_t i = std::min(alive, alive_next); i < alive; ++i) {
       S* last = p.last.at(seg.group, batch_index(i)) + me.column_begin;
       if (leaks)  // What lies in `current` may be scaled for the next step.
-        std::memcpy(last, output + batch_index(i) * p.output.row_stride + me.column_begin, my_columns * sizeof(S));
+        std::memcpy(last, output + p.output.offset(p.rows, seg.row(i)) + me.column_begin, my_columns * sizeof(S));
       else
         convert_row(last, current + i * me.stride + me.column_begin, my_columns);
     }
@@ -155,9 +154,9 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
       const bool* resets = p.rows.resets ? p.rows.resets + (reversed ? t : t + 1) * p.shape.batch : nullptr;
       carry_over(me, seg, std::min(alive, alive_next), resets, current);
     }
-    if (p.rows.padded()) {
+    if (!p.output.packed()) {
       for (int64_t i = alive; i < seg.count; ++i) {
-        S* ended = output + batch_index(i) * p.output.row_stride + me.column_begin;
+        S* ended = output + p.output.offset(p.rows, seg.row(i)) + me.column_begin;
         std::fill(ended, ended + my_columns, S{});
       }
     }
@@ -263,12 +262,12 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
     const auto* const weights = weights_of(problem.weight, packed, panels, seg.group);
     if constexpr (K::tiling.projects) {
       if (shape.features > 0) {
-        // My rows' part of it, whoever shares their columns: each makes its own.
-        auto* const ahead = static_cast<typename K::Sum*>(space.ahead);
-        const int64_t size = plan.ahead_bytes / sizeof(typename K::Sum) / row_workers;
+        // My rows' part of it; of inputs made ahead with those who share their columns: each makes its own.
+        const int64_t parts = plan.ahead ? row_workers : workers, part = plan.ahead ? row_worker : worker;
+        const int64_t size = plan.inputs_bytes / sizeof(typename K::Sum) / parts;
         ProjectedInput<K> projected(
             me, seg, projection_panels, weights_of(problem.projection.weight, packed_ih, projection_panels, seg.group),
-            biases + seg.group * panels.padded_columns(), plan.ahead_bytes ? ahead + row_worker * size : nullptr,
+            biases + seg.group * panels.padded_columns(), static_cast<typename K::Sum*>(space.inputs) + part * size,
             size / (seg.count * panels.padded_columns()));
         return run_segment(me, seg, weights, pair, &projected);
       }

@@ -136,7 +136,7 @@ struct Case {
       resets.reset(new bool[s.time * s.batch]);
       for (int64_t i = 0; i < s.time * s.batch; ++i) resets[i] = pick(3) == 0;
     }
-    if (may_project && sizeof(T) > 2 && kind != Kind::lengths && !uses_factor(epilogue) && !transpose && pick(2)) {
+    if (may_project && sizeof(T) > 2 && !uses_factor(epilogue) && !transpose && pick(2)) {
       shape.features = 1 + pick(pick(2) ? 20 : 150);
       fill(x, row_count * shape.features, 1);
       fill(w_ih, columns() * shape.features, 1 / std::sqrt(shape.features));
@@ -180,21 +180,25 @@ Problem<T> problem_of(const Case<T>& c, Result<T>& r) {
   p.transpose = c.transpose;
   p.direction = c.direction.data();
   p.weight = {c.weight.data(), s.hidden, 1};
+  auto sequence = [&](auto* data, int64_t columns) {
+    return Sequence<std::remove_pointer_t<decltype(data)>>{
+        data, c.kind == Kind::packed ? Sequence<T>::kPacked : s.batch * columns, columns};
+  };
   if (s.features > 0)
-    p.projection = {{c.x.data(), s.batch * s.features, s.features},
+    p.projection = {sequence(c.x.data(), s.features),
                     {c.w_ih.data(), s.features, 1},
                     c.b_ih.empty() ? nullptr : c.b_ih.data(),
                     c.b_ih.empty() ? nullptr : c.b_hh.data()};
   else if (!c.no_input)
-    p.input = {c.input.data(), s.batch * c.columns(), c.columns()};
-  p.factor = {c.factor.data(), s.batch * c.columns(), c.columns()};
+    p.input = sequence(c.input.data(), c.columns());
+  p.factor = sequence(c.factor.data(), c.columns());
   if (c.kept)
-    p.kept = {c.kept.get(), s.batch * c.columns(), c.columns()};
+    p.kept = sequence(static_cast<const bool*>(c.kept.get()), c.columns());
   else if (!c.leak.empty())
-    p.leak = {c.leak.data(), s.batch * c.columns(), c.columns()};
+    p.leak = sequence(c.leak.data(), c.columns());
   p.seed = {c.seed.data(), s.batch * s.hidden, s.hidden};
   if (!c.mask.empty()) p.mask = {c.mask.data(), s.batch * s.hidden, s.hidden};
-  p.output = {r.output.data(), s.batch * c.columns(), c.columns()};
+  p.output = sequence(r.output.data(), c.columns());
   p.last = {r.last.data(), s.batch * s.hidden, s.hidden};
   return p;
 }

@@ -37,11 +37,11 @@ int check_invariants(const Shape& shape, const Tiling& tiling, const Machine& ma
     const Panels ih(shape.hidden, shape.features, tiling, plan.projection_panels);
     packed += ih.packed_size() + ih.padded_columns();
     CHECK(ih.count % plan.column_workers == 0, "H=%ld: panels of W_ih that two workers share", long(shape.hidden));
-    CHECK(plan.ahead_bytes == 0 || !shape.ragged, "steps made ahead whose rows are not evenly spaced");
-    CHECK(plan.ahead_bytes > 0 || ih.count == panels.count || shape.time * shape.batch == 0,
+    CHECK(!plan.ahead || !shape.ragged, "steps made ahead whose rows are not evenly spaced");
+    CHECK(plan.ahead || ih.count == panels.count || shape.time * shape.batch == 0,
           "tiles of one step are of panels that differ");
     // Where several steps are made ahead they fill tiles, however few rows each has.
-    const int widest = plan.ahead_bytes > 0 ? tiling.panel_vectors : tiling.wide_panel_vectors;
+    const int widest = plan.ahead ? tiling.panel_vectors : tiling.wide_panel_vectors;
     for (int64_t j = 0; j < ih.count; ++j) CHECK(ih.width(j) <= widest, "panel of %d", ih.width(j));
   }
   CHECK(plan.packed_bytes == shape.groups * packed * tiling.packed_bytes, "packed size");

@@ -1,5 +1,6 @@
 // The kernels without PyTorch: every instruction set against a plain loop in long double, on std::thread
 // teams of several sizes, with every layout. Run plain, and under AddressSanitizer, UBSan and ThreadSanitizer.
+#include <optional>
 #include <thread>
 
 #include "cases.h"
@@ -11,24 +12,82 @@ using namespace rnn_ext::test;
 
 namespace {
 
+// A padded ragged case with some of its sequences packed instead, as a gradient's are (cpu/layer.cpp).
 template <class T>
-Result<T> run(const Case<T>& c, const Isa& isa, int threads, bool fewer = false, bool by_rows = false) {
+class PartlyPacked {
+ public:
+  PartlyPacked(const Case<T>& c, Problem<T>& p, Result<T>& r, unsigned seed) : case_(c), result_(r) {
+    for (int64_t alive : c.alive_at) {
+      packed_at_.push_back(rows_);
+      rows_ += alive;
+    }
+    p.rows.packed_at = packed_at_.data();
+    std::mt19937 random(seed);
+    auto maybe_pack = [&](auto& sequence, auto& packed) {
+      if (!sequence.data || random() % 2 == 0) return;
+      const int64_t columns = sequence.row_stride;
+      packed.reset(new std::remove_reference_t<decltype(packed[0])>[rows_ * columns]);
+      for_each_row([&](int64_t row, int64_t padded) {
+        std::copy_n(sequence.data + padded * columns, columns, packed.get() + row * columns);
+      });
+      sequence = {packed.get(), p.input.kPacked, columns};
+    };
+    maybe_pack(p.input, input_);
+    maybe_pack(p.projection.x, x_);
+    maybe_pack(p.factor, factor_);
+    maybe_pack(p.leak, leak_);
+    maybe_pack(p.kept, kept_);
+    maybe_pack(p.output, output_);
+  }
+
+  // To be called when the call is over: the output's rows to where the case has them, zeros in its padding.
+  void unpack() {
+    if (!output_) return;
+    std::fill(result_.output.begin(), result_.output.end(), T{});
+    const int64_t columns = case_.columns();
+    for_each_row([&](int64_t row, int64_t padded) {
+      std::copy_n(output_.get() + row * columns, columns, result_.output.data() + padded * columns);
+    });
+  }
+
+ private:
+  template <class Visit>
+  void for_each_row(Visit visit) {
+    for (size_t t = 0; t < packed_at_.size(); ++t)
+      for (int64_t i = 0; i < case_.alive_at[t]; ++i)
+        visit(packed_at_[t] + i, static_cast<int64_t>(t) * case_.shape.batch + case_.order[i]);
+  }
+
+  const Case<T>& case_;
+  Result<T>& result_;
+  int64_t rows_ = 0;
+  std::vector<int64_t> packed_at_;
+  std::unique_ptr<T[]> input_, x_, factor_, leak_, output_;
+  std::unique_ptr<bool[]> kept_;
+};
+
+template <class T>
+Result<T> run(const Case<T>& c, const Isa& isa, int threads, bool fewer = false, bool by_rows = false,
+              unsigned pack_some = 0) {
   Result<T> r;
-  const Problem<T> p = problem_of(c, r);
+  Problem<T> p = problem_of(c, r);
+  std::optional<PartlyPacked<T>> partly;
+  if (pack_some && c.kind == Kind::lengths) partly.emplace(c, p, r, pack_some);
 
   // A machine with tiny caches, so that the planner splits small shapes too.
   const Kernel<T>& kernel = kernel_for<T>(isa, by_rows);
   const Plan plan = make_plan(c.shape, kernel.tiling, {1 << 10, 4 << 10, 1 << 30}, threads);
   // Whatever the scratch holds must not matter: 0xff is NaN in every format.
   std::vector<unsigned char> packed(plan.packed_bytes, 0xff), states(plan.states_bytes, 0xff),
-      ahead(plan.ahead_bytes, 0xff);
+      inputs(plan.inputs_bytes, 0xff);
   std::vector<Arrivals> arrivals(2 * plan.workers());
-  const Workspace space = {packed.data(), states.data(), ahead.data(), arrivals.data()};
+  const Workspace space = {packed.data(), states.data(), inputs.data(), arrivals.data()};
   std::vector<std::thread> team;
   // Sometimes fewer come than were asked for.
   const int workers = fewer ? (plan.workers() + 1) / 2 : plan.workers();
   for (int w = 0; w < workers; ++w) team.emplace_back([&, w] { kernel.run(p, plan, space, w, workers); });
   for (auto& t : team) t.join();
+  if (partly) partly->unpack();
   return r;
 }
 
@@ -60,6 +119,11 @@ int check_random(unsigned seed) {
         CHECK(same_bits(team.output, alone.output) && same_bits(team.last, alone.last),
               "%s%s T=%ld B=%ld G=%ld H=%ld: %d threads give other bits than one", isa->name, by_rows ? " by rows" : "",
               long(shape.time), long(shape.batch), long(shape.groups), long(shape.hidden), threads);
+        const Result<T> packed = run(c, *isa, threads, /*fewer=*/false, by_rows, /*pack_some=*/seed + 1);
+        CHECK(same_bits(packed.output, alone.output) && same_bits(packed.last, alone.last),
+              "%s%s T=%ld B=%ld G=%ld H=%ld, %d threads: other bits where some sequences are packed", isa->name,
+              by_rows ? " by rows" : "", long(shape.time), long(shape.batch), long(shape.groups), long(shape.hidden),
+              threads);
       }
     }
   }
