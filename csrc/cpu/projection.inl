@@ -52,8 +52,9 @@ class ProjectedInput {
 
   void gather(int64_t step) {
     made_to_ = step + 1;
-    for (int64_t i = 0; i < seg_.alive(me_.problem.rows, time(step)); ++i)
-      convert_row(room_ + i * me_.plan.x_stride, x_at(step, i), me_.problem.shape.features);
+    const int64_t alive = seg_.alive(me_.problem.rows, time(step)), features = me_.problem.shape.features;
+    Sum* to = room_;
+    for (int64_t i = 0; i < alive; ++i, to += me_.plan.x_stride) convert_row(to, x_at(step, i), features);
   }
 
   // Up to a tile of rows of x, `stride` apart.

@@ -155,9 +155,13 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
       carry_over(me, seg, std::min(alive, alive_next), resets, current);
     }
     if (!p.output.packed()) {
-      for (int64_t i = alive; i < seg.count; ++i) {
-        S* ended = output + p.output.offset(p.rows, seg.row(i)) + me.column_begin;
-        std::fill(ended, ended + my_columns, S{});
+      // As many at once as lie side by side.
+      for (int64_t i = alive; i < seg.count;) {
+        S* const ended = output + p.output.offset(p.rows, seg.row(i)) + me.column_begin;
+        S* end = ended;
+        do end += my_columns;
+        while (++i < seg.count && output + p.output.offset(p.rows, seg.row(i)) + me.column_begin == end);
+        std::fill(ended, end, S{});
       }
     }
     alive_before = alive;
