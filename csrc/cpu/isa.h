@@ -20,6 +20,7 @@ struct Workspace {
   void* states = nullptr;        // two buffers of G*B rows
   void* inputs = nullptr;        // of coming steps, or rows of x (projection.inl)
   Arrivals* arrivals = nullptr;  // two barriers' worth
+  const Panel* cut = nullptr;    // the plan's
 };
 
 // The kernel for one format of tensors.

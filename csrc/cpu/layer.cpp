@@ -50,7 +50,8 @@ std::optional<OwnedRows> ragged_rows(const Tensor& x, const std::optional<Tensor
 }
 
 // Calls visit(row, n, at, stride) for all rows of the steps from `first` on: n of them from `row` on in a packed
-// sequence are in `sequence` those of `back` steps before, from `at` on, in bytes. As many at once as are evenly spaced.
+// sequence are in `sequence` those of `back` steps before, from `at` on, in bytes. As many at once as are evenly
+// spaced.
 template <class Visit>
 void for_each_run(const Tensor& sequence, const OwnedRows& rows, int64_t first, int64_t back, Visit visit) {
   const bool packed = sequence.dim() == 2, in_order = packed || rows.order.empty();

@@ -80,7 +80,7 @@ void run(const Call& c, const Shape& checked, const OwnedRows& rows, const Tenso
   const std::unique_ptr<char[]> scratch(new char[packed + states + plan.inputs_bytes + line]);
   char* const memory = scratch.get() + (line - reinterpret_cast<uintptr_t>(scratch.get()) % line);
   std::vector<Arrivals> arrivals(plan.workers() > 1 ? 2 * plan.workers() : 0);
-  const Workspace space = {memory, memory + packed, memory + packed + states, arrivals.data()};
+  const Workspace space = {memory, memory + packed, memory + packed + states, arrivals.data(), plan.cut.data()};
 
   struct Context {
     const Problem<T>& problem;

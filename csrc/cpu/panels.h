@@ -22,6 +22,12 @@ struct Tiling {
   bool packs = true;               // whether it needs panels packed; else it reads contiguous weights as they lie
 };
 
+// Panel `index`: where its columns begin, how many vectors it is wide, and its columns without padding.
+struct Panel {
+  int64_t index, column;
+  int width, columns;
+};
+
 struct Panels {
   int64_t hidden;   // H: columns in all before padding
   int64_t inner;    // H, or I in panels of W_ih
@@ -40,11 +46,13 @@ struct Panels {
 
   // Panel j is the vectors [first(j), first(j + 1)).
   int64_t first(int64_t j) const { return j * vectors / count; }
+  int widest() const { return static_cast<int>((vectors + count - 1) / count); }
   int width(int64_t j) const { return static_cast<int>(first(j + 1) - first(j)); }
   // Its columns, without padding.
   int columns(int64_t j) const {
     return static_cast<int>((first(j + 1) * lanes < hidden ? first(j + 1) * lanes : hidden) - first(j) * lanes);
   }
+  Panel at(int64_t j) const { return {j, first(j) * lanes, width(j), columns(j)}; }
   // Where it lies among the packed weights of one group, in elements: panels follow one another, [depth][width].
   int64_t offset(int64_t j) const { return first(j) * lanes * depth; }
   int64_t padded_columns() const { return vectors * lanes; }

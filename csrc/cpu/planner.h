@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "../recurrence.h"
 #include "panels.h"
@@ -23,12 +24,15 @@ struct Plan {
   // column_workers share the columns of a row's state and meet after each step.
   int row_workers = 1;
   int column_workers = 1;
-  int64_t panels = 0;        // of packed weights, a group (panels.h)
-  int chains = 1;            // sums over k that run side by side
-  bool streams = false;      // a worker's share of W exceeds its L2, so that each step brings most of it from L3
-  int64_t state_stride = 0;  // elements between rows of a state buffer
-  int64_t packed_bytes = 0;  // all groups
-  int64_t states_bytes = 0;  // both buffers
+  int64_t panels = 0;         // of packed weights, a group (panels.h); and
+  std::vector<Panel> cut;     // each of them
+  int chains = 1;             // sums over k that run side by side
+  bool streams = false;       // a worker's share of W exceeds its L2, so that each step brings most of it from L3
+  bool tiles_first = false;   // a tile of rows goes through all panels, rather than all rows through one
+  bool fetches_rows = false;  // what a tile's epilogue reads and writes is asked for while the tile is multiplied
+  int64_t state_stride = 0;   // elements between rows of a state buffer
+  int64_t packed_bytes = 0;   // all groups
+  int64_t states_bytes = 0;   // both buffers
   // Where the input is projected (recurrence.h): panels of W_ih, a group; whether inputs are made ahead, which they are
   // not where rows fill tiles; and room for them, or else for a step's rows of x, if these may lie anywhere.
   int64_t projection_panels = 0;

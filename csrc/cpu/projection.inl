@@ -28,20 +28,20 @@ class ProjectedInput {
         direction_(me.problem.direction[seg.group]),
         gathers_(me.problem.rows.order && !x_.packed()) {}
 
-  // The sums of a step's rows [begin, end) in panel j of W_hh, as far as x makes them, and how far apart they lie; in
+  // The sums of a step's rows [begin, end) in a panel of W_hh, as far as x makes them, and how far apart they lie; in
   // `tile` or in a place of their own. Steps come in order.
-  Sum* begin_sums(int64_t step, int64_t j, int64_t begin, int64_t end, Sum* tile, int64_t* pitch) {
+  Sum* begin_sums(int64_t step, const Panel& panel, int64_t begin, int64_t end, Sum* tile, int64_t* pitch) {
     if (me_.plan.ahead) {
       if (step >= made_to_ || me_.panel_begin != panel_begin_ || me_.panel_end != panel_end_) make_ahead(step);
       *pitch = panels_.padded_columns();
-      return room_ + ((step - made_from_) * seg_.count + begin) * *pitch + me_.panels.first(j) * panels_.lanes;
+      return room_ + ((step - made_from_) * seg_.count + begin) * *pitch + panel.column;
     }
-    *pitch = panels_.width(j) * panels_.lanes;
+    *pitch = panel.width * panels_.lanes;
     if (gathers_) {
       if (step >= made_to_) gather(step);
-      project(room_ + begin * me_.plan.x_stride, me_.plan.x_stride, end - begin, j, tile, *pitch);
+      project(room_ + begin * me_.plan.x_stride, me_.plan.x_stride, end - begin, panel, tile, *pitch);
     } else {
-      project(x_at(step, begin), seg_.step * x_.row_stride, end - begin, j, tile, *pitch);
+      project(x_at(step, begin), seg_.step * x_.row_stride, end - begin, panel, tile, *pitch);
     }
     return tile;
   }
@@ -58,11 +58,10 @@ class ProjectedInput {
   }
 
   // Up to a tile of rows of x, `stride` apart.
-  void project(const S* x, int64_t stride, int64_t rows, int64_t j, Sum* sums, int64_t pitch) {
-    const int width = panels_.width(j);
-    const Sum* bias = bias_ + panels_.first(j) * panels_.lanes;
-    for (int64_t i = 0; i < rows; ++i) convert_row(sums + i * pitch, bias, width * panels_.lanes);
-    me_.kernel.multiply_onto(x, stride, static_cast<int>(rows), weights_ + panels_.offset(j), panels_.columns(j),
+  void project(const S* x, int64_t stride, int64_t rows, const Panel& panel, Sum* sums, int64_t pitch) {
+    const Sum* bias = bias_ + panel.column;
+    for (int64_t i = 0; i < rows; ++i) convert_row(sums + i * pitch, bias, panel.width * panels_.lanes);
+    me_.kernel.multiply_onto(x, stride, static_cast<int>(rows), weights_ + panel.column * panels_.depth, panel.columns,
                              me_.plan.chains, panels_.depth, sums, pitch, true);
   }
 
@@ -77,11 +76,12 @@ class ProjectedInput {
     const int64_t begin = me_.panel_begin * panels_.count / me_.panels.count;
     const int64_t end = me_.panel_end * panels_.count / me_.panels.count;
     for (int64_t j = begin; j < end; ++j) {
-      const int64_t tallest = me_.kernel.tallest(panels_.width(j));
+      const Panel panel = panels_.at(j);
+      const int64_t tallest = me_.kernel.tallest(panel.width);
       for (int64_t i = 0; i < seg_.count; ++i) {
-        Sum* const sums = room_ + i * row_pitch + panels_.first(j) * panels_.lanes;
+        Sum* const sums = room_ + i * row_pitch + panel.column;
         for_each_tile(steps, tallest, [&](int64_t from, int64_t to) {
-          project(x_at(step + from, i), stride, to - from, j, sums + from * step_pitch, step_pitch);
+          project(x_at(step + from, i), stride, to - from, panel, sums + from * step_pitch, step_pitch);
         });
       }
     }

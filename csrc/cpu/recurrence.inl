@@ -71,6 +71,25 @@ template <Epilogue E, class K>
   }
 }
 
+// Asks for what finish_rows will read and write, while the tile before it multiplies. Inline, since GCC 12 drops calls
+// that only prefetch.
+template <class K>
+RNN_EXT_INLINE void fetch_rows(const Worker<K>& me, const Segment& seg, const Step<K>& step, int64_t begin, int64_t end,
+                               int64_t column, int64_t columns) {
+  constexpr int64_t line = 64 / sizeof(typename K::Storage);
+  const auto& p = me.problem;
+  for (int64_t i = begin; i < end; ++i) {
+    auto fetch = [&](const auto* first, const auto& sequence) {
+      if (!first) return;
+      const auto* const row = first + sequence.offset(p.rows, seg.row(i)) + column;
+      for (int64_t c = 0; c < columns; c += line) __builtin_prefetch(row + c);
+    };
+    fetch(step.input, p.input);
+    fetch(step.factor, p.factor);
+    fetch(step.output, p.output);
+  }
+}
+
 // `projected` makes the input; null where it is given.
 template <Epilogue E, class K>
 void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* packed,
@@ -82,6 +101,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
   // Of one tile. It stays in L1.
   alignas(64) Sum sums[K::kSums];
   const Panels& panels = me.panels;
+  const int tallest = me.kernel.tallest(panels.widest());
   const int64_t steps = p.shape.time, hidden = p.shape.hidden;
   const int64_t group_column = seg.group * hidden;
   const bool reversed = p.direction[seg.group] < 0, leaks = p.leaks();
@@ -105,35 +125,39 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
     const Step<K> step = {t, input, factor, output, current, alive_before, going};
     auto batch_index = [&](int64_t i) { return p.rows.batch_index(seg.row(i)); };
 
-    for (int64_t n = me.panel_begin; n < me.panel_end; ++n) {
-      // Serpentine: odd steps go backwards, so that the panels used last, still in cache, come first.
-      const int64_t j = s & 1 ? me.panel_end - 1 - (n - me.panel_begin) : n;
-      const int width = panels.width(j);
-      const int64_t column = panels.first(j) * panels.lanes;
-      const int columns = panels.columns(j);
-      const typename K::Packed* panel = packed + panels.offset(j);
-
-      const int tallest = me.kernel.tallest(width);
+    auto multiply_and_finish = [&](const Panel& panel, int64_t i0, int64_t i1) __attribute__((always_inline)) {
+      const typename K::Packed* const weights = packed + panel.column * panels.depth;
+      if (me.plan.fetches_rows) fetch_rows(me, seg, step, i0, i1, panel.column, panel.columns);
       if constexpr (K::tiling.projects) {
         if (projected) {
-          for_each_tile(alive, tallest, [&](int64_t i0, int64_t i1) {
-            int64_t pitch = 0;
-            Sum* const begun = projected->begin_sums(s, j, i0, i1, sums, &pitch);
-            if (i0 < going)
-              me.kernel.multiply_onto(previous + i0 * me.stride, me.stride, static_cast<int>(std::min(i1, going) - i0),
-                                      panel, columns, me.plan.chains, panels.depth, begun, pitch, true);
-            finish_rows<E, K>(me, seg, step, i0, i1, begun, pitch, column, columns);
-          });
-          continue;
+          int64_t pitch = 0;
+          Sum* const begun = projected->begin_sums(s, panel, i0, i1, sums, &pitch);
+          if (i0 < going)
+            me.kernel.multiply_onto(previous + i0 * me.stride, me.stride, static_cast<int>(std::min(i1, going) - i0),
+                                    weights, panel.columns, me.plan.chains, panels.depth, begun, pitch, true);
+          return finish_rows<E, K>(me, seg, step, i0, i1, begun, pitch, panel.column, panel.columns);
         }
       }
-      const int64_t next = s & 1 ? j - 1 : j + 1;
-      for_each_tile(going, tallest, [&](int64_t i0, int64_t i1) {
-        me.kernel.multiply(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), panel, columns,
-                           me.plan.chains, panels.depth, sums, me.fetch(packed, next, i0, i1, going));
-        finish_rows<E, K>(me, seg, step, i0, i1, sums, width * panels.lanes, column, columns);
+      const int64_t next = s & 1 ? panel.index - 1 : panel.index + 1;
+      me.kernel.multiply(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), weights, panel.columns,
+                         me.plan.chains, panels.depth, sums, me.fetch(packed, next, i0, i1, going));
+      finish_rows<E, K>(me, seg, step, i0, i1, sums, panel.width * panels.lanes, panel.column, panel.columns);
+    };
+    const int64_t tiled = projected ? alive : going;
+    if (me.plan.tiles_first) {
+      for_each_tile(tiled, tallest, [&](int64_t i0, int64_t i1) {
+        for (int64_t j = me.panel_begin; j < me.panel_end; ++j) multiply_and_finish(me.cut[j], i0, i1);
       });
-      for (int64_t i = going; i < alive; ++i) {
+    } else {
+      for (int64_t n = me.panel_begin; n < me.panel_end; ++n) {
+        // Serpentine: odd steps go backwards, so that the panels used last, still in cache, come first.
+        const Panel& panel = me.cut[s & 1 ? me.panel_end - 1 - (n - me.panel_begin) : n];
+        for_each_tile(tiled, tallest, [&](int64_t i0, int64_t i1) { multiply_and_finish(panel, i0, i1); });
+      }
+    }
+    for (int64_t i = tiled; i < alive; ++i) {
+      for (int64_t j = me.panel_begin; j < me.panel_end; ++j) {
+        const auto [index, column, width, columns] = me.cut[j];
         std::fill(sums, sums + width * panels.lanes, Sum(0));
         if (p.seed_kind == Seed::product && !leaks)
           convert_row(sums, p.seed.at(seg.group, batch_index(i)) + column, columns);
@@ -200,6 +224,7 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
   StepBarrier peers(space.arrivals + workers, row_worker * column_workers, column_workers);
   Worker<K> me = {problem,
                   panels,
+                  space.cut,
                   plan,
                   begin,
                   end,

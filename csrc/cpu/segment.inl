@@ -9,6 +9,7 @@ template <class K>
 struct Worker {
   const Problem<typename K::Storage>& problem;
   const Panels& panels;  // of W_hh
+  const Panel* cut;      // each of them: to find one takes divisions, as long as a short tile's product
   const Plan& plan;
   int64_t panel_begin, panel_end;    // my columns, in panels
   int64_t column_begin, column_end;  // the same in elements, at most H

@@ -26,6 +26,16 @@ int check_invariants(const Shape& shape, const Tiling& tiling, const Machine& ma
   CHECK(plan.row_workers <= std::max<int64_t>(1, shape.groups * shape.batch), "a worker without a row");
   CHECK(panels.count >= plan.column_workers, "a worker without a panel: %ld panels, %d workers", long(panels.count),
         plan.column_workers);
+  CHECK(static_cast<int64_t>(plan.cut.size()) == panels.count, "%zu panels of %ld", plan.cut.size(),
+        long(panels.count));
+  int64_t column = 0;
+  for (const Panel& panel : plan.cut) {
+    CHECK(panel.column == column && panel.columns > 0 && panel.columns <= panel.width * tiling.lanes,
+          "a panel's place");
+    column += panel.columns;
+  }
+  CHECK(column == shape.hidden, "H=%ld: panels of %ld columns", long(shape.hidden), long(column));
+  CHECK(!(plan.tiles_first && plan.streams), "weights from L3 once for each tile");
   for (int64_t j = 0; j < panels.count; ++j)
     CHECK(panels.width(j) >= 1 && panels.width(j) <= tiling.wide_panel_vectors, "panel of %d vectors", panels.width(j));
   CHECK(plan.state_stride >= std::max(panels.padded_columns(), panels.depth), "state rows overlap");
