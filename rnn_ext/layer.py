@@ -22,6 +22,9 @@ from rnn_ext.layout import without_padding
 _plain_layer = torch.ops.rnn_ext.plain_layer.default._op
 _plain_layer_backward = torch.ops.rnn_ext.plain_layer_backward.default._op
 _op_sum_of_rows = torch.ops.rnn_ext.sum_of_rows.default._op
+# What they are given: x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes and lengths, of :func:`layer`.
+_Some = Tensor | None
+Tensors = tuple[Tensor, _Some, Tensor, Tensor, _Some, _Some, _Some, _Some]
 # The directions that these ops know, of which they are told whether the first is reversed.
 _ALTERNATING = {(1,), (-1,), (1, -1)}
 
@@ -87,7 +90,7 @@ def takes_padding(x: Tensor, hx: Tensor | None, weights: Sequence[Sequence[Tenso
 
 
 def plain(
-    tensors: tuple[Tensor | None, ...],
+    tensors: Tensors,
     nonlinearity: str,
     direction: tuple[int, ...],
     editable: bool,
@@ -95,7 +98,7 @@ def plain(
     """A layer without reset, mask or leak, in one op; None where its pieces are wanted.
 
     Args:
-        tensors: x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes and lengths, of :func:`layer`.
+        tensors: what the op is given.
         nonlinearity: as in :func:`layer`.
         direction: as in :func:`layer`, where directions alternate.
         editable: as in :func:`layer`.

@@ -206,9 +206,7 @@ class RNN(nn.RNNBase):
             outputs, h_n = _each(lambda h: h.squeeze(1), outputs), h_n.squeeze(1)
         return outputs, h_n
 
-    def _plain(
-        self, x: Any, hx: Tensor | None, lengths: Any, weights: Sequence[Any]
-    ) -> tuple[Tensor, Tensor] | None:
+    def _plain(self, x: Any, hx: Tensor | None, lengths: Any, weights: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
         """What is called most, a padded batch through one layer without options, by the shortest way: checks and
         bookkeeping of the general one take as long as a short sequence. None where there is more to do, or wrong."""
         if type(x) is not Tensor or x.is_nested or torch._C._is_any_autocast_enabled():

@@ -38,7 +38,7 @@ def test_lengths_equal_packing(bidirectional: bool, batch_first: bool) -> None:
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ([3, 2], r"lengths must be an int64 tensor of shape \(2,\), one entry a sequence, got list"),
+        ([3, 2], r"lengths must be an int64 tensor of shape \(2,\) on the CPU, one entry a sequence, got list"),
         (torch.tensor([3, 2], dtype=torch.int32), r"got torch.int32 \(2,\)"),
         (torch.tensor([3, 2, 1]), r"got torch.int64 \(3,\)"),
         (torch.tensor([3, 0]), r"lengths must be from 1 to the padded length 4, got \[3, 0\]"),
