@@ -74,7 +74,7 @@ struct Rows {
 // made without its padding, for the GEMMs that follow (cpu/layer.cpp).
 template <class T>
 struct Sequence {
-  static constexpr int64_t kPacked = INT64_MIN;  // in place of time_stride
+  static constexpr int64_t kPacked = -1;  // in place of time_stride, which is never negative
 
   T* data = nullptr;
   int64_t time_stride = 0;
