@@ -80,10 +80,11 @@ def explain(
         raise ValueError(f"threads must be positive, got {threads}")
     plan = _C.cpu_plan(time, batch, groups, hidden_size, str(dtype).removeprefix("torch."), threads)
     workers = plan["row_workers"] * plan["column_workers"]
+    order = "each tile of rows through all of them" if plan["tiles_first"] else "all rows through each"
     return (
         f"recurrence T={time} B={batch} G={groups} H={hidden_size} {dtype}: {plan['isa']} kernel\n"
         f"  threads   {workers} of {threads}: {plan['row_workers']} over rows x {plan['column_workers']} over columns\n"
-        f"  panels    {plan['panels']} of the columns of W, {plan['chains']} chain(s) of sums over k\n"
+        f"  panels    {plan['panels']} of the columns of W, {order}; {plan['chains']} chain(s) of sums over k\n"
         f"  workspace {plan['workspace_bytes'] / 2**20:.2f} MiB\n"
         f"  estimate  {plan['estimated_cycles'] / max(1, time):.0f} cycles a step\n"
         f"  because   {plan['reason']}"

@@ -35,6 +35,9 @@ def test_explain() -> None:
     assert "because   32 rows split over 2 threads" in text
     assert "1 of 2" in rnn_ext.explain(100, 1, 64, threads=2)
     assert "float64" in rnn_ext.explain(100, 1, 64, dtype=torch.float64)
+    # Weights of 1 KiB, and of 64 MiB.
+    assert "each tile of rows through all of them" in rnn_ext.explain(100, 32, 16)
+    assert "all rows through each" in rnn_ext.explain(10, 64, 4096)
 
 
 @pytest.mark.parametrize(
