@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <functional>
 #include <numeric>
 
 namespace rnn_ext {
@@ -58,11 +57,12 @@ OwnedRows rows_of_lengths(const Tensor& lengths, int64_t steps, int64_t batch) {
                   lengths.size(0));
   OwnedRows rows;
   auto longer = [=](int64_t a, int64_t b) { return length[a] > length[b]; };
-  if (!std::is_sorted(length, length + batch, std::greater<>())) {
-    rows.order.resize(batch);
-    std::iota(rows.order.begin(), rows.order.end(), int64_t{0});
+  rows.order.resize(batch);
+  std::iota(rows.order.begin(), rows.order.end(), int64_t{0});
+  if (std::is_sorted(rows.order.begin(), rows.order.end(), longer))
+    rows.order.clear();
+  else
     std::stable_sort(rows.order.begin(), rows.order.end(), longer);
-  }
   rows.alive_at.assign(steps, 0);
   for (int64_t b = 0; b < batch; ++b) {
     STD_TORCH_CHECK(length[b] >= 1 && length[b] <= steps, "lengths must be from 1 to the padded length ", steps,

@@ -111,15 +111,14 @@ def rnn(
     masked = bool(training and recurrent_dropout)
     padding = None
     if lengths is not None:
-        # The compiler has no values to look at; the kernel checks them again.
-        wrong = None if ops.recorded() else wrong_with(lengths, *input.shape[:2])
+        wrong = wrong_with(lengths, *input.shape[:2])
         if wrong:
             raise RuntimeError(wrong)
         lengths = lengths.contiguous()
         if reset is not None or ops.recorded():
             # What stands in the padding must not reach W_ih's gradient, and zero times NaN is NaN.
             input = zero_where_ended(input, lengths)
-        elif masked or zoneout or checkpoint_every is not None or not takes_padding(input, hx, weights):
+        elif masked or zoneout or checkpoint_every is not None or not takes_padding(input, hx, lengths, weights):
             padding = Padding(input, lengths)
             input, batch_sizes, lengths = padding.pack(input), padding.batch_sizes, None
             hx = None if hx is None else padding.sort(hx)

@@ -82,10 +82,10 @@ def layer(
     return detachable(h) if editable else h, h_n
 
 
-def takes_padding(x: Tensor, hx: Tensor | None, weights: Sequence[Sequence[Tensor]]) -> bool:
+def takes_padding(x: Tensor, hx: Tensor | None, lengths: Tensor, weights: Sequence[Sequence[Tensor]]) -> bool:
     """Whether padded batches with lengths may go through a stack of these layers as they are, whatever is in their
     padding: each of them is then a plain op, without reset, mask or leak."""
-    tensors = (x, hx, *(w for group in weights for w in group))
+    tensors = (x, hx, lengths, *(w for group in weights for w in group))
     return dispatch.is_ordinary(tensors, x, weights[0][1]) and weights[0][1].numel() > 0
 
 
@@ -261,6 +261,8 @@ class PlainLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, lengths, nonlinearity, direction, editable):  # type: ignore[no-untyped-def]
+        # Of its own: a loader may use the same buffer for the next batch, before backward.
+        lengths = None if lengths is None else lengths.clone()
         h, h_n = _plain(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, lengths, nonlinearity, direction)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, w_ih, w_hh, h, batch_sizes, lengths)

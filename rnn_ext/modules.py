@@ -264,8 +264,7 @@ def _each(change: Callable[[Any], Any], outputs: Any) -> Any:
 def _checked_lengths(lengths: Any, time: int, batch: int) -> Tensor:
     if isinstance(lengths, Tensor):
         lengths = lengths.cpu()
-    # The compiler has no values to look at; the kernel checks them again.
-    wrong = None if torch.compiler.is_compiling() else wrong_with(lengths, time, batch)
+    wrong = wrong_with(lengths, time, batch)
     if wrong:
         raise ValueError(wrong)
     return lengths

@@ -52,11 +52,17 @@ class Packing:
 
 def wrong_with(lengths: Any, time: int, batch: int) -> str | None:
     """What is, in a sentence, or None if they are a padded batch's: int64 ``(B,)`` on the CPU, from 1 to T."""
-    expected = f"lengths must be an int64 tensor of shape ({batch},) on the CPU, one entry a sequence"
     if not isinstance(lengths, Tensor):
-        return f"{expected}, got {type(lengths).__name__}"
-    if lengths.dtype != torch.int64 or not lengths.is_cpu or lengths.shape != (batch,):
-        return f"{expected}, got {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}"
+        got = type(lengths).__name__
+    elif lengths.dtype != torch.int64 or not lengths.is_cpu or lengths.shape != (batch,):
+        got = f"{lengths.dtype} {tuple(lengths.shape)} on {lengths.device}"
+    else:
+        got = None
+    if got:
+        return f"lengths must be an int64 tensor of shape ({batch},) on the CPU, one entry a sequence, got {got}"
+    # The compiler has no values to look at; the kernel checks them again.
+    if dispatch.recorded():
+        return None
     values = lengths.tolist()
     if batch and not 1 <= min(values) <= max(values) <= time:
         return f"lengths must be from 1 to the padded length {time}, got {values}"

@@ -245,3 +245,14 @@ def test_the_exported_op_keeps_its_contract(kind: str) -> None:
     leak = torch.rand(*x.shape[:-1], 2 * HIDDEN) if kind != "dense" else None
     arguments = (x, h0, *weights, batch_sizes, lengths, reset, mask, leak, "tanh", (1, -1))
     torch.library.opcheck(torch.ops.rnn_ext.layer.default, arguments)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_module_compiles_with_lengths_in_one_graph(layers: int) -> None:
+    module = rnn_ext.RNN(3, 4, layers)
+    compiled = torch.compile(lambda x, lengths: module(x, lengths=lengths), backend="aot_eager", fullgraph=True)
+    x = torch.randn(5, 3, 3)
+    for lengths in (torch.tensor([2, 4, 1]), torch.tensor([5, 5, 3])):
+        torch.testing.assert_close(compiled(x, lengths), module(x, lengths=lengths))
+    with pytest.raises(RuntimeError, match="lengths must be from 1 to the padded length 5, got 6"):
+        compiled(x, torch.tensor([6, 1, 1]))

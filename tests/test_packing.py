@@ -92,6 +92,54 @@ def test_nothing_of_the_padding_is_seen(batch_first: bool) -> None:
     assert all(g.isfinite().all() for g in gradients)
 
 
+class Labelled(torch.Tensor):
+    """A tensor that is more than one."""
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"num_layers": 2, "dropout": 0.5}])
+def test_lengths_may_be_any_tensor(options: dict[str, Any]) -> None:
+    """With NaN in the padding: a subclass, not contiguous, or made in inference mode."""
+    module = rnn_ext.RNN(3, 5, **options).double()
+    x = torch.randn(TIME, len(LENGTHS), 3, dtype=torch.float64)
+    for i, n in enumerate(LENGTHS):
+        x[n:, i] = torch.nan
+    with torch.inference_mode():
+        inferred = torch.tensor(LENGTHS)
+    plain = torch.tensor(LENGTHS)
+    others = [plain.as_subclass(Labelled), plain.repeat_interleave(2)[::2], inferred]
+    found = []
+    for lengths in (plain, *others):
+        outputs, _ = module.eval()(x, lengths=lengths, return_all_layers=True)
+        found.append([*outputs, *torch.autograd.grad(outputs[-1].sum(), [*module.parameters()])])
+    for results in found[1:]:
+        torch.testing.assert_close(results, found[0])
+    module.train()
+    gradients = torch.autograd.grad(module(x, lengths=plain)[0].sum(), [*module.parameters()])
+    assert all(g.isfinite().all() for g in gradients)
+
+
+def test_lengths_may_be_used_again_before_backward() -> None:
+    module, x, hx = case()
+    lengths = torch.tensor(LENGTHS)
+    output, _ = module(x, hx, lengths=lengths)
+    expected = torch.autograd.grad(together(module, x, hx)[0].sum(), [*module.parameters()])
+    lengths.fill_(1)
+    assert all(map(torch.equal, torch.autograd.grad(output.sum(), [*module.parameters()]), expected))
+
+
+def test_gradients_of_gradients_do_not_see_the_padding() -> None:
+    module, x, hx = case(True)
+    found = []
+    for filling in (0.0, torch.nan):
+        for i, n in enumerate(LENGTHS):
+            x[n:, i] = filling
+        output, _ = together(module, x.requires_grad_(), hx)
+        first = torch.autograd.grad(output.pow(2).sum(), [x, *module.parameters()], create_graph=True)
+        found.append(torch.autograd.grad(sum(g.pow(2).sum() for g in first), [*module.parameters()]))
+        x = x.detach()
+    assert all(map(torch.equal, *found))
+
+
 @given(st.lists(st.integers(1, 9), max_size=6), st.integers(0, 3), st.booleans())
 def test_packing_and_back(lengths: list[int], more: int, by_sequence: bool) -> None:
     time, batch = max(lengths, default=0) + more, len(lengths)

@@ -187,7 +187,7 @@ class OfPadded(nn.Module):
         return pad_packed_sequence(output, total_length=len(x))[0], h_n
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "bias": False}, {"num_layers": 2}])
 @pytest.mark.parametrize("by_sequence", [False, True])
 @pytest.mark.parametrize(

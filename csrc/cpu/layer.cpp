@@ -115,9 +115,10 @@ void unpack_rows(const Tensor& packed, const OwnedRows& rows, const Tensor& padd
     copy_rows(to + at, stride, from + row * bytes, bytes, n, bytes);
   });
   const int64_t step = padded.stride(0) * padded.element_size(), row = padded.stride(1) * padded.element_size();
+  const Rows view = rows.view();
   for (size_t t = 0; t < rows.alive_at.size(); ++t)
     for (int64_t i = rows.alive_at[t]; i < padded.size(1); ++i)
-      std::memset(to + t * step + rows.view().batch_index(i) * row, 0, bytes);
+      std::memset(to + t * step + view.batch_index(i) * row, 0, bytes);
 }
 
 // out = a b; or, where `add`, out += a b.
