@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <initializer_list>
-#include <numeric>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -26,11 +25,11 @@ struct OwnedRows {
   std::vector<int64_t> alive_at, packed_at, order;
   const bool* resets = nullptr;
 
-  // Of ragged ones, those of the first step and those of all.
-  int64_t batch() const { return alive_at.empty() ? 0 : alive_at[0]; }
-  int64_t count() const { return std::accumulate(alive_at.begin(), alive_at.end(), int64_t{0}); }
   // Says where each step's rows are in sequences that are packed.
   void pack();
+  // Then: those of the first step, and those of all.
+  int64_t batch() const { return alive_at.empty() ? 0 : alive_at[0]; }
+  int64_t count() const { return alive_at.empty() ? 0 : packed_at.back() + alive_at.back(); }
   // The steps of each row, longest first; empty if all have as many.
   std::vector<int64_t> lengths(int64_t batch) const;
   Rows view() const {

@@ -118,10 +118,12 @@ def rnn(
         if reset is not None or ops.recorded():
             # What stands in the padding must not reach W_ih's gradient, and zero times NaN is NaN.
             input = zero_where_ended(input, lengths)
+        elif hx is not None and hx.shape[1] != len(lengths):
+            raise RuntimeError(f"hx must have states of {len(lengths)} sequences, got {tuple(hx.shape)}")
         elif masked or zoneout or checkpoint_every is not None or not takes_padding(input, hx, lengths, weights):
             padding = Padding(input, lengths)
             input, batch_sizes, lengths = padding.pack(input), padding.batch_sizes, None
-            hx = None if hx is None else padding.sort(hx)
+            hx = None if hx is None else hx.index_select(1, padding.order)
     device_type = input.device.type
     if torch._C._is_any_autocast_enabled() and device_type != "meta" and torch.is_autocast_enabled(device_type):
         # nn.RNN's op is on autocast's list of those to run in the lower precision.

@@ -92,16 +92,6 @@ class Padding(Packing):
         x = super().unpack(packed).unflatten(0, self._sizes)
         return x.transpose(0, 1) if self._transposed else x
 
-    def sort(self, states: Tensor) -> Tensor:
-        """``(.., B, H)``, by length.
-
-        Raises:
-            RuntimeError: another number of sequences.
-        """
-        if states.shape[1] != len(self.order):
-            raise RuntimeError(f"hx must have states of {len(self.order)} sequences, got {tuple(states.shape)}")
-        return states.index_select(1, self.order)
-
 
 def _move(values: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     # A longer result has rows that are none of the values': zeros, which stand behind them.

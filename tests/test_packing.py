@@ -170,7 +170,7 @@ def test_rows_anywhere() -> None:
         (torch.tensor([4, 0]), 2, r"lengths must be from 1 to the padded length 4, got \[4, 0\]"),
         (torch.tensor([4]), 2, r"must be an int64 tensor of shape \(2,\) on the CPU, .* got torch.int64 \(1,\) on cpu"),
         (torch.tensor([4.0, 1.0]), 2, r"got torch.float32 \(2,\) on cpu"),
-        (torch.tensor([4, 1]), 3, r"h(x|0) must have .* got \(1, 3, 5\)"),
+        (torch.tensor([4, 1]), 3, r"hx must have states of 2 sequences, got \(1, 3, 5\)"),
     ],
 )
 def test_what_does_not_fit(lengths: Tensor, states: int, message: str) -> None:

@@ -89,10 +89,10 @@ Tensor packed_rows(const Tensor& sequence, const OwnedRows& rows, int64_t first,
   return packed;
 }
 
-// All of them: as they are, if they are packed.
-Tensor packed_rows(const Tensor& sequence, const OwnedRows& rows) {
-  if (sequence.dim() == 2) return sequence;
-  return packed_rows(with_unit_stride(sequence), rows, 0, 0, 0, sequence.size(2));
+// All of them, as a matrix: of a padded sequence only what is not padding.
+Tensor rows_of(const Tensor& sequence, const std::optional<OwnedRows>& ragged) {
+  if (!ragged || sequence.dim() == 2) return rows_of(sequence);
+  return packed_rows(with_unit_stride(sequence), *ragged, 0, 0, 0, sequence.size(2));
 }
 
 // A new padded sequence, in memory by step or by sequence, as x is.
@@ -106,8 +106,9 @@ Tensor empty_padded(const Tensor& x, int64_t columns) {
   return Tensor(by_step);
 }
 
-// And back, to padded rows; zeros where a sequence has ended.
-void unpack_rows(const Tensor& packed, const OwnedRows& rows, const Tensor& padded) {
+// And back, to padded rows that lie as x does; zeros where a sequence has ended.
+Tensor padded_rows(const Tensor& packed, const OwnedRows& rows, const Tensor& x) {
+  const Tensor padded = empty_padded(x, packed.size(1));
   const int64_t bytes = padded.size(2) * padded.element_size();
   const char* from = static_cast<const char*>(packed.const_data_ptr());
   char* to = static_cast<char*>(padded.mutable_data_ptr());
@@ -119,6 +120,7 @@ void unpack_rows(const Tensor& packed, const OwnedRows& rows, const Tensor& padd
   for (size_t t = 0; t < rows.alive_at.size(); ++t)
     for (int64_t i = rows.alive_at[t]; i < padded.size(1); ++i)
       std::memset(to + t * step + view.batch_index(i) * row, 0, bytes);
+  return padded;
 }
 
 // out = a b; or, where `add`, out += a b.
@@ -246,7 +248,7 @@ Results plain_layer(const Tensor& x, const std::optional<Tensor>& h0, const Tens
     if (lengths) c.input = empty(x, {rows->count(), w_ih.size(0)});
     const Tensor u_rows = rows_of(*c.input);
     if (b_ih) fill_rows(u_rows, *b_ih, *b_hh);
-    multiply(u_rows, rows ? packed_rows(x, *rows) : rows_of(x), transposed(w_ih), /*add=*/b_ih.has_value());
+    multiply(u_rows, rows_of(x, rows), transposed(w_ih), /*add=*/b_ih.has_value());
   }
   return run_call(cpu::kRuns, std::move(c));
 }
@@ -276,32 +278,28 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
   if (lengths) c.output = empty(h, {rows, columns});
   const auto [s, s_first] = run_call(cpu::kRuns, std::move(c));
 
-  const Tensor s_rows = rows_of(s), h_whole = with_unit_stride(h);
+  const Tensor s_rows = rows_of(s), unit_h = with_unit_stride(h), h_rows = lengths ? unit_h : rows_of(unit_h);
   Gradient x_bar, h0_bar, w_ih_bar, w_hh_bar, b_bar;
-  if (need_w_ih) w_ih_bar = product(transposed(s_rows), ragged ? packed_rows(x, *ragged) : rows_of(x));
+  if (need_w_ih) w_ih_bar = product(transposed(s_rows), rows_of(x, ragged));
   if (need_b) b_bar = sum_of_rows(s_rows);
-  if (need_x) {
-    x_bar = lengths ? empty_padded(x, w_ih.size(1)) : empty_sequence(x, w_ih.size(1));
-    if (lengths)
-      unpack_rows(product(s_rows, w_ih), *ragged, *x_bar);
-    else
-      multiply(rows_of(*x_bar), s_rows, w_ih);
+  if (need_x && lengths) {
+    x_bar = padded_rows(product(s_rows, w_ih), *ragged, x);
+  } else if (need_x) {
+    x_bar = empty_sequence(x, w_ih.size(1));
+    multiply(rows_of(*x_bar), s_rows, w_ih);
   }
   if (need_h0) h0_bar = batched_product(s_first, w_hh);
   const int64_t later = std::max<int64_t>(rows - batch, 0);
   for (int64_t group = 0; need_w_hh && group * hidden < columns; ++group) {
     // s_t against the state before it, in the group's own time: of all steps but the first with those one before.
-    auto part = [&](const Tensor& sequence, bool one_before) {
-      const bool padded = sequence.dim() == 3;
-      if (ragged && (one_before || padded))
-        return packed_rows(sequence, *ragged, 1, one_before, group * hidden, hidden);
-      const Tensor t = rows_of(sequence);
+    auto part = [&](const Tensor& t, bool one_before) {
+      if (ragged && (one_before || t.dim() == 3)) return packed_rows(t, *ragged, 1, one_before, group * hidden, hidden);
       const int64_t row = one_before ? 0 : batch;
       return matrix(t, later, hidden, t.stride(0), t.stride(1), row * t.stride(0) + group * hidden * t.stride(1));
     };
     const bool forward = direction[group] == 1;
     // Of its own, and then to its place: where memory is aligned otherwise, a GEMM may give other bits.
-    const Tensor block = product(transposed(part(s, !forward)), part(h_whole, forward));
+    const Tensor block = product(transposed(part(s_rows, !forward)), part(h_rows, forward));
     if (h0) {
       const Tensor first = matrix(s_first, batch, hidden, hidden, 1, group * batch * hidden);
       const Tensor before = matrix(*h0, batch, hidden, h0->stride(1), h0->stride(2), group * h0->stride(0));

@@ -55,6 +55,7 @@ struct Panels {
   Panel at(int64_t j) const { return {j, first(j) * lanes, width(j), columns(j)}; }
   // Where it lies among the packed weights of one group, in elements: panels follow one another, [depth][width].
   int64_t offset(int64_t j) const { return first(j) * lanes * depth; }
+  int64_t offset(const Panel& panel) const { return panel.column * depth; }
   int64_t padded_columns() const { return vectors * lanes; }
   int64_t packed_size() const { return padded_columns() * depth; }
 };

@@ -61,7 +61,7 @@ class ProjectedInput {
   void project(const S* x, int64_t stride, int64_t rows, const Panel& panel, Sum* sums, int64_t pitch) {
     const Sum* bias = bias_ + panel.column;
     for (int64_t i = 0; i < rows; ++i) convert_row(sums + i * pitch, bias, panel.width * panels_.lanes);
-    me_.kernel.multiply_onto(x, stride, static_cast<int>(rows), weights_ + panel.column * panels_.depth, panel.columns,
+    me_.kernel.multiply_onto(x, stride, static_cast<int>(rows), weights_ + panels_.offset(panel), panel.columns,
                              me_.plan.chains, panels_.depth, sums, pitch, true);
   }
 

@@ -126,7 +126,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
     auto batch_index = [&](int64_t i) { return p.rows.batch_index(seg.row(i)); };
 
     auto multiply_and_finish = [&](const Panel& panel, int64_t i0, int64_t i1) __attribute__((always_inline)) {
-      const typename K::Packed* const weights = packed + panel.column * panels.depth;
+      const typename K::Packed* const weights = packed + panels.offset(panel);
       if (me.plan.fetches_rows) fetch_rows(me, seg, step, i0, i1, panel.column, panel.columns);
       if constexpr (K::tiling.projects) {
         if (projected) {
@@ -180,12 +180,13 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
     }
     if (!p.output.packed()) {
       // As many at once as lie side by side.
+      auto ended = [&](int64_t i) { return output + p.output.offset(p.rows, seg.row(i)) + me.column_begin; };
       for (int64_t i = alive; i < seg.count;) {
-        S* const ended = output + p.output.offset(p.rows, seg.row(i)) + me.column_begin;
-        S* end = ended;
+        S* const begin = ended(i);
+        S* end = begin;
         do end += my_columns;
-        while (++i < seg.count && output + p.output.offset(p.rows, seg.row(i)) + me.column_begin == end);
-        std::fill(ended, end, S{});
+        while (++i < seg.count && ended(i) == end);
+        std::fill(begin, end, S{});
       }
     }
     alive_before = alive;

@@ -24,8 +24,8 @@ struct Worker {
   // the stream from L3, and the hardware's prefetcher sees to that.
   Fetch fetch(const typename K::Packed* packed, int64_t j, int64_t begin, int64_t end, int64_t rows) const {
     if (!plan.streams || end - begin == rows || j < panel_begin || j >= panel_end) return {this, 0};
-    const int64_t bytes = panels.width(j) * panels.lanes * panels.depth * sizeof(typename K::Packed);
-    const char* panel = reinterpret_cast<const char*>(packed + panels.offset(j));
+    const int64_t bytes = cut[j].width * panels.lanes * panels.depth * sizeof(typename K::Packed);
+    const char* panel = reinterpret_cast<const char*>(packed + panels.offset(cut[j]));
     return {panel + begin * bytes / rows, (end - begin) * bytes / rows / panels.depth};
   }
 
