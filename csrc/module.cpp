@@ -61,6 +61,7 @@ py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, c
   d["panels"] = plan.panels;
   d["chains"] = plan.chains;
   d["tiles_first"] = plan.tiles_first;
+  d["turns_in_l1"] = plan.turns_in_l1;
   d["workspace_bytes"] = plan.packed_bytes + plan.states_bytes;
   d["estimated_cycles"] = plan.cycles;
   d["reason"] = rnn_ext::reason(plan, shape);

@@ -81,6 +81,8 @@ def explain(
     plan = _C.cpu_plan(time, batch, groups, hidden_size, str(dtype).removeprefix("torch."), threads)
     workers = plan["row_workers"] * plan["column_workers"]
     order = "each tile of rows through all of them" if plan["tiles_first"] else "all rows through each"
+    if plan["turns_in_l1"]:
+        order += ", beginning where the step before has ended"
     return (
         f"recurrence T={time} B={batch} G={groups} H={hidden_size} {dtype}: {plan['isa']} kernel\n"
         f"  threads   {workers} of {threads}: {plan['row_workers']} over rows x {plan['column_workers']} over columns\n"

@@ -150,9 +150,19 @@ struct VectorKernel {
   // The largest tile, in elements.
   static constexpr int kSums = kAccumulators * kLanes<Sum>;
   // It projects x where that can be multiplied as it lies there.
-  static constexpr Tiling tiling = {kLanes<Sum>,           sizeof(Packed), sizeof(State),    1, kPanelVectors,
-                                    kWidePanelVectors,     kWidePanelRows, kTwoChainVectors, 1, 2.0,
-                                    std::is_same_v<S, Sum>};
+  static constexpr Tiling tiling = {kLanes<Sum>,
+                                    sizeof(Packed),
+                                    sizeof(State),
+                                    1,
+                                    kPanelVectors,
+                                    kWidePanelVectors,
+                                    kWidePanelRows,
+                                    kTwoChainVectors,
+                                    1,
+                                    2.0,
+                                    std::is_same_v<S, Sum>,
+                                    /*packs=*/true,
+                                    kSumBlock};
 
   explicit VectorKernel(const Panels&) {}
   static void pack(const Weight<S>& w, int64_t group, bool transpose, const Panels& panels, int64_t j, Packed* packed) {

@@ -20,6 +20,7 @@ struct Tiling {
   double multiply_adds_per_cycle;  // in vectors of `lanes`
   bool projects = false;           // whether it can make its own input (recurrence.h, Projection)
   bool packs = true;               // whether it needs panels packed; else it reads contiguous weights as they lie
+  int sum_block = 0;               // rows of a panel that are summed up apart from those before them; 0 for all
 };
 
 // Panel `index`: where its columns begin, how many vectors it is wide, and its columns without padding.

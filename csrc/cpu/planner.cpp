@@ -16,11 +16,20 @@ constexpr double kLoadPorts = 2;         // vector loads a cycle that hit L1
 constexpr double kL2BytesPerCycle = 44;  // sustained, streaming
 constexpr double kL3BytesPerCycle = 10;  // likewise
 constexpr double kMemoryBytesPerCycle = 4;
+constexpr double kNotOverlapped = 0.25;  // of FMAs and loads from beyond L1, what takes less time
 constexpr double kEpilogueCycles = 12;   // a vector of tanh, its loads and stores
 constexpr double kRowStepCycles = 20;    // calls and address arithmetic of a row in a step
-constexpr double kBarrierCycles = 450;   // two cache-line transfers between cores
-constexpr double kStateLineCycles = 15;  // fetching a line of another core's state, overlapped
-constexpr double kLaunchCycles = 12000;  // waking the pool and joining it: about 4 us
+// Three trips of a cache line between cores: to own the peer's copies of what is written, to see its arrival, and to
+// get what it wrote. A large server's mesh takes so long; cores that share a ring may need a third of it. To share a
+// step that is too short takes up to three times as long as not to, and not to share one that is long enough a third
+// longer.
+constexpr double kBarrierCycles = 1300;
+constexpr double kStateLineCycles = 100;  // each line of a peer's state
+constexpr double kLaunchCycles = 12000;   // waking the pool and joining it: about 4 us
+
+// More threads for less than this would not be noticed, but for what they take from others and what others take from
+// them.
+constexpr double kWorthMoreThreads = 1.15;
 
 // Steps whose inputs are made ahead: several tiles' worth, so that W_ih comes from L2 once for all of them.
 constexpr int64_t kStepsAhead = 64;
@@ -33,17 +42,30 @@ constexpr int64_t kHiddenPerRow = 8, kRowsWorthPacking = 16, kRowsWorthPacking16
 // costs 1 to 5 %.
 constexpr int64_t kHiddenWorthFetching = 256;
 
+// See worth_turning: with three rows, or where a block is a sixteenth of W, it costs some percent instead.
+constexpr int kTurningRows = 2, kBlocksWorthTurning = 8;
+
 // A quarter of a cache is left to everything else that a step touches.
 constexpr double kCacheShare = 0.75;
 
-double weight_bytes_per_cycle(double bytes, const Machine& m, double vector_bytes) {
-  if (bytes < kCacheShare * m.l1) return kLoadPorts * vector_bytes;
-  if (bytes < kCacheShare * m.l2) return kL2BytesPerCycle;
-  if (bytes < kCacheShare * m.l3) {
-    // Serpentine order finds what L2 still holds of the last step.
-    const double kept = kCacheShare * m.l2 / bytes;
-    return 1 / (kept / kL2BytesPerCycle + (1 - kept) / kL3BytesPerCycle);
-  }
+// What a block of a wide panel's sums takes: that much of W is still in L1 when the next step begins with it.
+double block_bytes(const Tiling& k) { return k.sum_block * k.wide_panel_vectors * k.lanes * k.packed_bytes; }
+
+// Whether that is worth it, of so many bytes of W: multiplying by a part of a panel costs something, too. And with more
+// rows, FMAs take longer than what comes from L2.
+bool worth_turning(double rows, double bytes, const Tiling& k, const Machine& m) {
+  return rows <= kTurningRows && bytes > m.l1 && bytes <= kBlocksWorthTurning * block_bytes(k);
+}
+
+double weight_bytes_per_cycle(double bytes, double in_l1, const Machine& m, double vector_bytes) {
+  const double from_l1 = kLoadPorts * vector_bytes;
+  auto mixed = [=](double kept, double near, double far) {
+    return 1 / (kept / bytes / near + (1 - kept / bytes) / far);
+  };
+  if (bytes < kCacheShare * m.l1) return from_l1;
+  if (bytes < kCacheShare * m.l2) return mixed(in_l1, from_l1, kL2BytesPerCycle);
+  // Serpentine order finds what L2 still holds of the last step.
+  if (bytes < kCacheShare * m.l3) return mixed(kCacheShare * m.l2, kL2BytesPerCycle, kL3BytesPerCycle);
   return kMemoryBytesPerCycle;
 }
 
@@ -61,8 +83,11 @@ double step_cycles(const Shape& s, const Tiling& k, const Machine& m, Grid grid)
   const double depth = static_cast<double>(s.hidden + s.features);
   const double weights = groups * depth * my_vectors * vector_bytes;
   const double fma = tiled_rows * depth * my_vectors / k.multiply_adds_per_cycle;
-  const double weight_stream = weights / weight_bytes_per_cycle(weights, m, vector_bytes);
-  double cycles = std::max(fma, weight_stream) + rows * (my_vectors * kEpilogueCycles + kRowStepCycles);
+  const double in_l1 = worth_turning(rows, weights, k, m) ? block_bytes(k) : 0;
+  const double weight_stream = weights / weight_bytes_per_cycle(weights, in_l1, m, vector_bytes);
+  // The two overlap, but not wholly.
+  double cycles = std::max(fma, weight_stream) + kNotOverlapped * std::min(fma, weight_stream) +
+                  rows * (my_vectors * kEpilogueCycles + kRowStepCycles);
   if (grid.columns > 1) {
     const double lines = rows * (vectors - my_vectors) * k.lanes * k.state_bytes / 64;
     cycles += kBarrierCycles + lines * kStateLineCycles;
@@ -92,7 +117,7 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
 
   Grid best = {1, 1};
   const double serial = shape.time * step_cycles(shape, tiling, machine, best);
-  double least = serial;
+  double least = serial / kWorthMoreThreads;
   const int64_t most_columns = may_share_columns ? std::min<int64_t>(threads, std::max<int64_t>(1, vectors)) : 1;
   for (int columns = 1; columns <= most_columns; ++columns) {
     const Grid grid = {static_cast<int>(std::clamp<int64_t>(all_rows, 1, threads / columns)), columns};
@@ -114,12 +139,13 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
   // fewer pages: 3 to 10 % for large batches. But L2 then serves all weights once for each tile, where with panels
   // first each is in L2 while it is used, whatever else has been there: at 0.6 of L2 that costs 6 %.
   const int64_t weights = share + share / std::max<int64_t>(1, shape.hidden) * shape.features;
-  plan.tiles_first = weights <= machine.l2 / 2;
+  plan.tiles_first = weights <= machine.l2 / 2 && rows_together > tiling.wide_panel_rows;
   plan.fetches_rows =
       rows_together * shape.hidden * tiling.state_bytes > machine.l1 && shape.hidden >= kHiddenWorthFetching;
   // What L2 keeps of one step for the next, it keeps by whole panels, so that narrow ones leave less of it unused: 3 to
   // 5 % at B = 1, H = 896 to 1024. They cost as much where nearly all is kept.
   const bool wide = rows_together <= tiling.wide_panel_rows && share <= machine.l2;
+  plan.turns_in_l1 = wide && worth_turning(rows_together, share, tiling, machine);
   const int widest = wide ? tiling.wide_panel_vectors : tiling.panel_vectors;
   // As few as the registers allow, and the same number for every column worker.
   auto panels_for = [&](int64_t vectors_a_panel) {
@@ -137,7 +163,7 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
   plan.state_stride = stride_of(panels.padded_columns());
   auto packed_bytes = [&](const Panels& p) { return tiling.packs ? p.packed_size() * tiling.packed_bytes : 0; };
   plan.packed_bytes = shape.groups * packed_bytes(panels);
-  plan.states_bytes = 2 * all_rows * plan.state_stride * tiling.state_bytes;
+  plan.states_bytes = 2 * all_rows * plan.state_stride * tiling.state_bytes + (2 * plan.workers() + 1) * kApart;
   if (shape.features > 0) {
     plan.ahead = rows_together <= tiling.wide_panel_rows && !shape.ragged;
     plan.projection_panels = plan.ahead ? panels_for(tiling.panel_vectors) : plan.panels;
@@ -151,7 +177,7 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
     // A row more, for the case that fewer workers come and share the room.
     plan.inputs_bytes = columns * (rows_together + 1) * tiling.packed_bytes;
   }
-  plan.cycles = least;
+  plan.cycles = plan.workers() > 1 ? least : serial;
   plan.serial_cycles = serial;
   return plan;
 }

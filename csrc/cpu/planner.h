@@ -19,6 +19,11 @@ struct Machine {
 // As the operating system tells it, with a modest core's figures where it does not.
 Machine this_machine();
 
+// Between what two workers write again and again, and between that and what both read: a page, which no prefetcher
+// looks beyond. A core that reads W or its own states asks for the lines after them too, and if these are another's
+// states, both cores fetch them from each other in every step: twice the time at B = 2, H = 64.
+constexpr int64_t kApart = 4096;
+
 struct Plan {
   // The workers form a grid: row_workers share the G*B rows among them and never wait for one another;
   // column_workers share the columns of a row's state and meet after each step.
@@ -28,11 +33,12 @@ struct Plan {
   std::vector<Panel> cut;     // each of them
   int chains = 1;             // sums over k that run side by side
   bool streams = false;       // a worker's share of W exceeds its L2, so that each step brings most of it from L3
+  bool turns_in_l1 = false;   // a step begins with the block of W that the one before ended with
   bool tiles_first = false;   // a tile of rows goes through all panels, rather than all rows through one
   bool fetches_rows = false;  // what a tile's epilogue reads and writes is asked for while the tile is multiplied
   int64_t state_stride = 0;   // elements between rows of a state buffer
   int64_t packed_bytes = 0;   // all groups
-  int64_t states_bytes = 0;   // both buffers
+  int64_t states_bytes = 0;   // both buffers, each worker's part of them apart
   // Where the input is projected (recurrence.h): panels of W_ih, a group; whether inputs are made ahead, which they are
   // not where rows fill tiles; and room for them, or else for a step's rows of x, if these may lie anywhere.
   int64_t projection_panels = 0;

@@ -122,6 +122,11 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
 
     me.kernel.prepare(going);
 
+    // Serpentine: odd steps go backwards, so that the panels used last, still in cache, come first.
+    const bool backwards = s & 1;
+    const int64_t first_panel = backwards ? me.panel_end - 1 : me.panel_begin;
+    const int64_t first_row = me.plan.turns_in_l1 ? me.first_row(s) : 0;
+
     const Step<K> step = {t, input, factor, output, current, alive_before, going};
     auto batch_index = [&](int64_t i) { return p.rows.batch_index(seg.row(i)); };
 
@@ -133,15 +138,25 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
           int64_t pitch = 0;
           Sum* const begun = projected->begin_sums(s, panel, i0, i1, sums, &pitch);
           if (i0 < going)
-            me.kernel.multiply_onto(previous + i0 * me.stride, me.stride, static_cast<int>(std::min(i1, going) - i0),
-                                    weights, panel.columns, me.plan.chains, panels.depth, begun, pitch, true);
+            multiply_from(panel.index == first_panel ? first_row : 0, me.kernel, previous + i0 * me.stride, me.stride,
+                          static_cast<int>(std::min(i1, going) - i0), weights, panel.columns, me.plan.chains,
+                          panels.depth, begun, pitch, true);
           return finish_rows<E, K>(me, seg, step, i0, i1, begun, pitch, panel.column, panel.columns);
         }
       }
-      const int64_t next = s & 1 ? panel.index - 1 : panel.index + 1;
-      me.kernel.multiply(previous + i0 * me.stride, me.stride, static_cast<int>(i1 - i0), weights, panel.columns,
-                         me.plan.chains, panels.depth, sums, me.fetch(packed, next, i0, i1, going));
-      finish_rows<E, K>(me, seg, step, i0, i1, sums, panel.width * panels.lanes, panel.column, panel.columns);
+      const State* const rows = previous + i0 * me.stride;
+      const int64_t pitch = panel.width * panels.lanes;
+      const int count = static_cast<int>(i1 - i0);
+      if constexpr (K::tiling.sum_block > 0) {
+        if (first_row > 0 && panel.index == first_panel) {
+          multiply_from(first_row, me.kernel, rows, me.stride, count, weights, panel.columns, me.plan.chains,
+                        panels.depth, sums, pitch, false);
+          return finish_rows<E, K>(me, seg, step, i0, i1, sums, pitch, panel.column, panel.columns);
+        }
+      }
+      me.kernel.multiply(rows, me.stride, count, weights, panel.columns, me.plan.chains, panels.depth, sums,
+                         me.fetch(packed, backwards ? panel.index - 1 : panel.index + 1, i0, i1, going));
+      finish_rows<E, K>(me, seg, step, i0, i1, sums, pitch, panel.column, panel.columns);
     };
     const int64_t tiled = projected ? alive : going;
     if (me.plan.tiles_first) {
@@ -150,8 +165,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
       });
     } else {
       for (int64_t n = me.panel_begin; n < me.panel_end; ++n) {
-        // Serpentine: odd steps go backwards, so that the panels used last, still in cache, come first.
-        const Panel& panel = me.cut[s & 1 ? me.panel_end - 1 - (n - me.panel_begin) : n];
+        const Panel& panel = me.cut[backwards ? me.panel_end - 1 - (n - me.panel_begin) : n];
         for_each_tile(tiled, tallest, [&](int64_t i0, int64_t i1) { multiply_and_finish(panel, i0, i1); });
       }
     }
@@ -190,7 +204,10 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
       }
     }
     alive_before = alive;
-    if (me.peer_count > 1) me.meet_peers();
+    if (me.peer_count > 1) {
+      me.meet_peers();
+      fetch_states(me, current, alive_next);
+    }
   }
 }
 
@@ -243,7 +260,10 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
   auto* const biases = packed_ih + (K::tiling.packs ? shape.groups * projection_panels.packed_size() : 0);
   auto* const states = static_cast<typename K::State*>(space.states);
   auto states_of = [&](const Segment& seg, typename K::State* pair[2]) {
-    for (int b = 0; b < 2; ++b) pair[b] = states + (b * shape.groups * shape.batch + seg.state_row) * me.stride;
+    constexpr int64_t page = kApart / sizeof(typename K::State);
+    for (int b = 0; b < 2; ++b)
+      pair[b] =
+          states + (b * shape.groups * shape.batch + seg.state_row) * me.stride + (b * workers + row_worker + 1) * page;
   };
 
   if (shape.time == 0) {

@@ -29,6 +29,14 @@ struct Worker {
     return {panel + begin * bytes / rows, (end - begin) * bytes / rows / panels.depth};
   }
 
+  // Where step s begins to multiply its first panel, if it turns in L1: with the last whole block of the panel's sums,
+  // which the step before ended with. If it is the only panel, that began there too, and so ended with one before.
+  int64_t first_row(int64_t s) const {
+    const int64_t block = K::tiling.sum_block, blocks = block ? panels.depth / block : 0;
+    const bool alone = panel_end - panel_begin == 1;
+    return std::max<int64_t>(0, blocks - 1 - (alone && s % 2 == 0)) * block;
+  }
+
   // The end of a step that peers share. What a peer that lost its core would do, one of the others does from now on.
   void meet_peers() {
     const bool late = peers.arrive_and_wait(peer);
@@ -48,7 +56,7 @@ struct Worker {
 // Rows of one group that one worker takes through time: rows first, first + step, ... , count of them.
 struct Segment {
   int64_t group, first, step, count;
-  int64_t state_row;  // where they lie in the state buffers, contiguous
+  int64_t state_row;  // where they lie in the state buffers: contiguous, behind those of the workers before
 
   int64_t row(int64_t i) const { return first + i * step; }
   int64_t alive(const Rows& rows, int64_t t) const {
@@ -70,6 +78,41 @@ void seed_states(const Worker<K>& me, const Segment& seg, typename K::State* con
       convert_row(state, p.seed.at(seg.group, row) + me.column_begin, columns);
       if (p.masks_states()) multiply_row(state, p.mask.at(seg.group, row) + me.column_begin, columns);
     }
+  }
+}
+
+// kernel.multiply_onto, but for the block of the sums that is made first: the one from row `first` of the panel on. It
+// waits for its turn, so that the bits are the same.
+template <class K>
+void multiply_from(int64_t first, K& kernel, const typename K::State* a, int64_t stride, int rows,
+                   const typename K::Packed* panel, int columns, int chains, int64_t depth, typename K::Sum* sums,
+                   int64_t pitch, bool add) {
+  using Sum = typename K::Sum;
+  const int width = vectors_of<Sum>(columns) * K::tiling.lanes;
+  auto multiply = [&](int64_t begin, int64_t end, Sum* to, int64_t to_pitch, bool onto) {
+    kernel.multiply_onto(a + begin, stride, rows, panel + begin * width, columns, chains, end - begin, to, to_pitch,
+                         onto);
+  };
+  if (first == 0) return multiply(0, depth, sums, pitch, add);
+  alignas(64) Sum waiting[K::kSums];
+  const int64_t next = first + K::tiling.sum_block;
+  multiply(first, next, waiting, width, false);
+  multiply(0, first, sums, pitch, add);
+  for (int i = 0; i < rows; ++i)
+    for (int c = 0; c < width; c += K::tiling.lanes)
+      store(sums + i * pitch + c, load(sums + i * pitch + c) + load(waiting + i * width + c));
+  if (next < depth) multiply(next, depth, sums, pitch, true);
+}
+
+// Asks for what peers have made of the rows that are multiplied next: all at once, since a line takes longer to come
+// from another core than a few of them take to be multiplied.
+template <class K>
+void fetch_states(const Worker<K>& me, const typename K::State* states, int64_t rows) {
+  constexpr int64_t line = 64 / sizeof(typename K::State);
+  for (int64_t i = 0; i < rows; ++i) {
+    const auto* const row = states + i * me.stride;
+    for (int64_t c = 0; c < me.column_begin; c += line) __builtin_prefetch(row + c);
+    for (int64_t c = me.column_end; c < me.problem.shape.hidden; c += line) __builtin_prefetch(row + c);
   }
 }
 
@@ -130,7 +173,8 @@ void for_each_segment(const Shape& shape, const Rows& rows, int64_t w, int64_t w
     // same time. Its rows lie together in the state buffers, behind those of the workers before it.
     const int64_t count = w < batch ? (batch - w + workers - 1) / workers : 0;
     const int64_t before = w * (batch / workers) + std::min(w, batch % workers);
-    for (int64_t g = 0; g < shape.groups && count > 0; ++g) visit(Segment{g, w, workers, count, g * batch + before});
+    for (int64_t g = 0; g < shape.groups && count > 0; ++g)
+      visit(Segment{g, w, workers, count, before * shape.groups + g * count});
     return;
   }
   // One even cut of all G*B rows: whole groups to a worker where there are enough of them.

@@ -55,7 +55,11 @@ int check_invariants(const Shape& shape, const Tiling& tiling, const Machine& ma
     for (int64_t j = 0; j < ih.count; ++j) CHECK(ih.width(j) <= widest, "panel of %d", ih.width(j));
   }
   CHECK(plan.packed_bytes == shape.groups * packed * tiling.packed_bytes, "packed size");
-  CHECK(plan.states_bytes == 2 * shape.groups * shape.batch * plan.state_stride * tiling.state_bytes, "states size");
+  CHECK(plan.states_bytes ==
+            2 * shape.groups * shape.batch * plan.state_stride * tiling.state_bytes + (2 * plan.workers() + 1) * kApart,
+        "states size");
+  CHECK(!plan.turns_in_l1 || panels.packed_size() * tiling.packed_bytes / plan.column_workers <= machine.l2,
+        "turns in L1 with what comes from L3");
   CHECK(!reason(plan, shape).empty() && plan.cycles <= plan.serial_cycles, "unexplained");
   // The order of summation may depend on H and the instruction set alone.
   const Plan alone = make_plan({shape.time, 1, 1, shape.hidden, shape.features}, tiling, machine, 1);
@@ -108,6 +112,12 @@ int main() {
     return make_plan({t, b, g, h}, isa.f32.tiling, machine, threads);
   };
   CHECK(plan(100, 1, 1, 64, 2).workers() == 1, "a step of a tenth of a microsecond is not worth a barrier");
+  CHECK(plan(1000, 1, 1, 128, 2).workers() == 1, "a barrier takes as long as a step of 64 KiB of W");
+  CHECK(plan(100, 1, 1, 512, 2).column_workers == 2, "half a MiB of W takes longer than a barrier");
+  CHECK(plan(100, 1, 1, 256, 1).turns_in_l1 && plan(100, 2, 1, 256, 1).turns_in_l1, "256 KiB of W come from L2");
+  CHECK(!plan(100, 1, 1, 64, 1).turns_in_l1, "16 KiB of W stay in L1");
+  CHECK(!plan(100, 3, 1, 256, 1).turns_in_l1, "with rows enough L2 is not what takes the time");
+  CHECK(!plan(100, 1, 1, 512, 1).turns_in_l1, "32 KiB of 1 MiB are not worth it");
   CHECK(plan(100, 32, 1, 256, 2).row_workers == 2, "rows for every core need no barrier");
   CHECK(plan(100, 1, 1, 1024, 2).column_workers == 2, "each core keeps half of W in its L2");
   CHECK(plan(100, 1, 2, 256, 2).row_workers == 2, "two directions go to two cores");
