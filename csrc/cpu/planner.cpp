@@ -26,6 +26,7 @@ constexpr double kRowStepCycles = 20;    // calls and address arithmetic of a ro
 constexpr double kBarrierCycles = 1300;
 constexpr double kStateLineCycles = 100;  // each line of a peer's state
 constexpr double kLaunchCycles = 12000;   // waking the pool and joining it: about 4 us
+constexpr double kPackedLineCycles = 80;  // a line of W that another core has packed, once a call
 
 // More threads for less than this would not be noticed, but for what they take from others and what others take from
 // them.
@@ -73,24 +74,38 @@ struct Grid {
   int rows, columns;
 };
 
-double step_cycles(const Shape& s, const Tiling& k, const Machine& m, Grid grid) {
-  const double vector_bytes = k.lanes * k.packed_bytes;
+// What one worker of a grid multiplies: so many rows by so many vectors of columns of W_hh and W_ih.
+struct Share {
+  double rows, vectors, depth, weight_bytes;
+};
+
+Share share_of(const Shape& s, const Tiling& k, Grid grid) {
   const double rows = std::max<double>(1, (s.groups * s.batch + grid.rows - 1) / grid.rows);
-  const double tiled_rows = std::ceil(rows / k.row_multiple) * k.row_multiple;
   const double groups = std::max<double>(1, std::min<double>(s.groups, rows / std::max<int64_t>(1, s.batch)));
-  const double vectors = (s.hidden + k.lanes - 1) / k.lanes;
-  const double my_vectors = (vectors + grid.columns - 1) / grid.columns;
+  const double vectors = ((s.hidden + k.lanes - 1) / k.lanes + grid.columns - 1.0) / grid.columns;
   const double depth = static_cast<double>(s.hidden + s.features);
-  const double weights = groups * depth * my_vectors * vector_bytes;
-  const double fma = tiled_rows * depth * my_vectors / k.multiply_adds_per_cycle;
-  const double in_l1 = worth_turning(rows, weights, k, m) ? block_bytes(k) : 0;
-  const double weight_stream = weights / weight_bytes_per_cycle(weights, in_l1, m, vector_bytes);
+  return {rows, vectors, depth, groups * depth * vectors * k.lanes * k.packed_bytes};
+}
+
+// What a call on more than one thread takes before its first step: workers of other rows share the packing.
+double start_cycles(const Shape& s, const Tiling& k, Grid grid) {
+  const double from_others = k.packs ? share_of(s, k, grid).weight_bytes * (1 - 1.0 / grid.rows) : 0;
+  return kLaunchCycles + from_others / 64 * kPackedLineCycles;
+}
+
+double step_cycles(const Shape& s, const Tiling& k, const Machine& m, Grid grid) {
+  const Share my = share_of(s, k, grid);
+  const double tiled_rows = std::ceil(my.rows / k.row_multiple) * k.row_multiple;
+  const double fma = tiled_rows * my.depth * my.vectors / k.multiply_adds_per_cycle;
+  const double in_l1 = worth_turning(my.rows, my.weight_bytes, k, m) ? block_bytes(k) : 0;
+  const double weight_stream =
+      my.weight_bytes / weight_bytes_per_cycle(my.weight_bytes, in_l1, m, k.lanes * k.packed_bytes);
   // The two overlap, but not wholly.
   double cycles = std::max(fma, weight_stream) + kNotOverlapped * std::min(fma, weight_stream) +
-                  rows * (my_vectors * kEpilogueCycles + kRowStepCycles);
+                  my.rows * (my.vectors * kEpilogueCycles + kRowStepCycles);
   if (grid.columns > 1) {
-    const double lines = rows * (vectors - my_vectors) * k.lanes * k.state_bytes / 64;
-    cycles += kBarrierCycles + lines * kStateLineCycles;
+    const double others = (s.hidden + k.lanes - 1) / k.lanes - my.vectors;
+    cycles += kBarrierCycles + my.rows * others * k.lanes * k.state_bytes / 64 * kStateLineCycles;
   }
   return cycles;
 }
@@ -122,7 +137,7 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
   for (int columns = 1; columns <= most_columns; ++columns) {
     const Grid grid = {static_cast<int>(std::clamp<int64_t>(all_rows, 1, threads / columns)), columns};
     if (grid.rows * grid.columns == 1) continue;
-    const double cycles = kLaunchCycles + shape.time * step_cycles(shape, tiling, machine, grid);
+    const double cycles = start_cycles(shape, tiling, grid) + shape.time * step_cycles(shape, tiling, machine, grid);
     if (cycles < least) {
       least = cycles;
       best = grid;
