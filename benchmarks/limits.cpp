@@ -11,8 +11,16 @@
 
 namespace {
 
-// Two registers of it on a machine with 32-byte vectors; the compiler splits it.
-typedef float Vector __attribute__((vector_size(64)));
+// One register of the machine that this is compiled for. (Two, and eight sums would be all that AVX2 has, and go
+// through memory instead.)
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+typedef float Vector __attribute__((vector_size(kVectorBytes)));
 // Sums that run side by side, so that no add waits for the one before: latency 4, two a cycle.
 constexpr int kSums = 8;
 using Clock = std::chrono::steady_clock;
@@ -61,7 +69,7 @@ double read_rate(int64_t bytes, int threads, double seconds) {
   std::vector<double> rates(threads);
   auto run = [&](int thread) {
     // Touched first by the thread that reads it, so that it lies near it.
-    auto* data = static_cast<Vector*>(std::aligned_alloc(64, vectors * sizeof(Vector)));
+    auto* data = static_cast<Vector*>(std::aligned_alloc(kVectorBytes, vectors * sizeof(Vector)));
     if (data != nullptr) std::fill(data, data + vectors, Vector{});
     waiting.fetch_sub(1);
     while (waiting.load() > 0) std::this_thread::yield();

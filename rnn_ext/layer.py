@@ -1,6 +1,6 @@
 """One layer: the projection of the whole sequence, and the recurrence over it.
 
-Composed of two differentiable pieces, ``F.linear`` and ``ops.recurrence``. In plain reverse mode, which is all that
+Composed of two differentiable pieces, ``gemm.linear`` and ``ops.recurrence``. In plain reverse mode, which is all that
 training asks for, both are one autograd node: a short sequence is then not outweighed by five nodes' bookkeeping. And
 what is called most, no reset, mask or leak, on the CPU, is one op there and one in backward (``csrc/cpu/layer.cpp``),
 as long as nothing else wants to see or to differentiate the pieces.
@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from rnn_ext import dispatch, leaky, ops
+from rnn_ext import dispatch, gemm, leaky, ops
 from rnn_ext.layout import without_padding
 
 # As the dispatcher has them, without a Python function around each.
@@ -161,7 +160,7 @@ _library.impl("layer", _composed, "CompositeImplicitAutograd")
 
 def _project(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
     """``u_t = W_ih x_t + b_ih + b_hh`` for all t, as one GEMM."""
-    return F.linear(x, w_ih, None if b_ih is None or b_hh is None else b_ih + b_hh)
+    return gemm.linear(x, w_ih, None if b_ih is None or b_hh is None else b_ih + b_hh)
 
 
 def _backward(
@@ -184,9 +183,16 @@ def _backward(
         *(nonlinearity, direction, need_h0, need_w_hh, u),
     )
     s_rows = s.flatten(0, -2)
-    w_ih_bar = s_rows.t() @ x.flatten(0, -2) if need_w_ih else None
+    w_ih_bar = gemm.matmul(s_rows.t(), x.flatten(0, -2)) if need_w_ih else None
     b_bar = _sum_of_rows(s_rows) if need_b_ih or need_b_hh else None
-    return s @ w_ih if need_x else None, h0_bar, w_ih_bar, w_hh_bar, *_biases(b_bar, needed, len(direction))
+    x_bar = _input_gradient(s, w_ih, len(direction)) if need_x else None
+    return x_bar, h0_bar, w_ih_bar, w_hh_bar, *_biases(b_bar, needed, len(direction))
+
+
+def _input_gradient(s: Tensor, w_ih: Tensor, directions: int) -> Tensor:
+    """``s @ w_ih``, one direction's product added to the other's, as the plain op does and for its reason."""
+    first, *others = zip(s.chunk(directions, -1), w_ih.chunk(directions), strict=True)
+    return sum((gemm.matmul(*other) for other in others), gemm.matmul(*first))
 
 
 def _sum_of_rows(rows: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rnn_ext.gemm import matmul
 from rnn_ext.layout import Layout, by_run, packed_predecessors, packed_sequences, previous, states_to_rows
 
 
@@ -40,7 +41,7 @@ class Transition(NamedTuple):
         if not self.transpose:
             sequence = self._masked(sequence)
         if groups == 1:
-            product = sequence @ (self.w if self.transpose else self.w.t())
+            product = matmul(sequence, self.w if self.transpose else self.w.t())
         else:
             rows = sequence.reshape(-1, groups, self.w.shape[1]).transpose(0, 1)
             product = self._of_states(rows).transpose(0, 1).reshape(sequence.shape)
@@ -73,7 +74,7 @@ class Transition(NamedTuple):
 
     def _of_states(self, states: Tensor) -> Tensor:
         square = self.w.reshape(states.shape[0], self.w.shape[1], self.w.shape[1])
-        return torch.matmul(states, square if self.transpose else square.transpose(1, 2))
+        return matmul(states, square if self.transpose else square.transpose(1, 2))
 
     def _masked(self, sequence: Tensor) -> Tensor:
         if self.mask is None:
@@ -116,16 +117,16 @@ def _outer_products(
             s_rows, y_rows = (s_rows[1:], y_rows[:-1]) if direction == 1 else (s_rows[:-1], y_rows[1:])
         count = end - start
         if count == 1:
-            block = s_rows.reshape(-1, hidden).t() @ y_rows.reshape(-1, hidden)
+            block = matmul(s_rows.reshape(-1, hidden).t(), y_rows.reshape(-1, hidden))
         else:
             s_rows = s_rows.reshape(-1, count, hidden).permute(1, 2, 0)
             y_rows = y_rows.reshape(-1, count, hidden).transpose(0, 1)
-            block = torch.matmul(s_rows, y_rows).reshape(count * hidden, hidden)
+            block = matmul(s_rows, y_rows).reshape(count * hidden, hidden)
         if seed is not None and s_first is not None:
             if count == 1:
                 block = torch.addmm(block, s_first[start].t(), seed[start])
             else:
-                start_term = torch.matmul(s_first[start:end].transpose(1, 2), seed[start:end])
+                start_term = matmul(s_first[start:end].transpose(1, 2), seed[start:end])
                 block = block + start_term.reshape(count * hidden, hidden)
         blocks.append(block)
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)

@@ -1,0 +1,134 @@
+#include "gemm.h"
+
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
+#include "isa.h"
+
+namespace rnn_ext::cpu {
+
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// Whether PyTorch has GEMMs for a 16-bit format that are made for this CPU: oneDNN's, which want AVX-512 and for half
+// its FP16 extension, or Arm's instructions. Without, it has plain loops, which take 3 to 40 times as long as sgemm.
+bool supported(const char* query) {
+  StableIValue answer[1] = {};
+  return torch_call_dispatcher(query, "", answer, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS &&
+         torch::stable::detail::to<bool>(answer[0]);
+}
+
+bool has_gemm(ScalarType dtype) {
+  static const bool bf16 = supported("mkldnn::_is_mkldnn_bf16_supported");
+  static const bool f16 = supported("mkldnn::_is_mkldnn_fp16_supported");
+  if (dtype != ScalarType::BFloat16 && dtype != ScalarType::Half) return true;
+#if defined(__x86_64__)
+  // A CPU that is told to be an older one has what that would have.
+  if (current_isa().vector_bytes < 64) return false;
+#endif
+  return dtype == ScalarType::BFloat16 ? bf16 : f16;
+}
+
+void multiply_as_they_are(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
+  TORCH_ERROR_CODE_CHECK(add ? aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1, 1)
+                             : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+}
+
+// From here on a product takes longer than the four more calls of PyTorch that the detour by float costs.
+constexpr int64_t kWorthFloat = 1 << 15;
+// Elements converted at once, 1 MiB in float: enough for a GEMM to run at its full rate, and as good as no memory.
+constexpr int64_t kConverted = 1 << 18;
+
+// Plain loops for a row by contiguous columns are dot products, which read the weights once as they lie: half the time
+// of a conversion.
+bool worth_float(const Tensor& a, const Tensor& b) {
+  const bool dots = a.size(0) == 1 && b.stride(0) == 1;
+  return !has_gemm(a.scalar_type()) && !dots && a.size(0) * a.size(1) * b.size(1) > kWorthFloat;
+}
+
+// In memory as m is, by rows or by columns.
+Tensor in_float(const Tensor& m) {
+  if (m.stride(0) == 1 && m.stride(1) != 1) return transposed(in_float(transposed(m)));
+  Tensor converted = torch::stable::new_empty(m, {m.size(0), m.size(1)}, ScalarType::Float);
+  return torch::stable::copy_(converted, m);
+}
+
+Tensor rows_of(const Tensor& m, int64_t begin, int64_t end) {
+  return matrix(m, end - begin, m.size(1), m.stride(0), m.stride(1), begin * m.stride(0));
+}
+
+Tensor columns_of(const Tensor& m, int64_t begin, int64_t end) {
+  return transposed(rows_of(transposed(m), begin, end));
+}
+
+// Blocks of rows of a tall product; of a wide sum, as a weight's gradient is, blocks of its terms, into one float sum.
+// Rounded once, where the kernels that this stands for round once, too.
+void multiply_in_float(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
+  const int64_t rows = a.size(0), inner = a.size(1), columns = b.size(1);
+  const bool tall = rows >= inner;
+  const int64_t all = tall ? rows : inner, others = tall ? inner + columns : rows + columns;
+  const int64_t block = std::clamp<int64_t>(kConverted / std::max<int64_t>(1, others), 64, all);
+  if (tall) {
+    const Tensor whole = in_float(b);
+    for (int64_t begin = 0; begin < all; begin += block) {
+      const int64_t end = std::min(begin + block, all);
+      Tensor to = rows_of(out, begin, end);
+      const Tensor sums = in_float(to);
+      multiply_as_they_are(sums, in_float(rows_of(a, begin, end)), whole, add);
+      torch::stable::copy_(to, sums);
+    }
+    return;
+  }
+  const Tensor sums = in_float(out);
+  for (int64_t begin = 0; begin < all; begin += block) {
+    const int64_t end = std::min(begin + block, all);
+    multiply_as_they_are(sums, in_float(columns_of(a, begin, end)), in_float(rows_of(b, begin, end)), add || begin > 0);
+  }
+  Tensor to = out;
+  torch::stable::copy_(to, sums);
+}
+
+}  // namespace
+
+Tensor matrix(const Tensor& t, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
+              int64_t offset) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, offset, &handle));
+  return Tensor(handle);
+}
+
+Tensor transposed(const Tensor& m) { return matrix(m, m.size(1), m.size(0), m.stride(1), m.stride(0)); }
+
+void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
+  worth_float(a, b) ? multiply_in_float(out, a, b, add) : multiply_as_they_are(out, a, b, add);
+}
+
+Tensor product(const Tensor& a, const Tensor& b) {
+  Tensor out = empty(a, {a.size(0), b.size(1)});
+  multiply(out, a, b);
+  return out;
+}
+
+void add(const Tensor& out, const Tensor& a) {
+  AtenTensorHandle sum = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_add_Tensor(out.get(), a.get(), 1, &sum));
+  Tensor to = out;
+  torch::stable::copy_(to, Tensor(sum));
+}
+
+Tensor batched_product(const Tensor& states, const Tensor& w) {
+  const int64_t groups = states.size(0), batch = states.size(1), hidden = w.size(1);
+  Tensor out = empty(states, {groups, batch, hidden});
+  for (int64_t g = 0; g < groups; ++g)
+    multiply(matrix(out, batch, hidden, hidden, 1, g * batch * hidden),
+             matrix(states, batch, hidden, states.stride(1), states.stride(2), g * states.stride(0)),
+             matrix(w, hidden, hidden, w.stride(0), w.stride(1), g * hidden * w.stride(0)));
+  return out;
+}
+
+}  // namespace rnn_ext::cpu

@@ -1,0 +1,47 @@
+"""Products of what the kernels are given by its weights, for the derivative formulas: PyTorch's GEMMs, on any device.
+
+In 16 bits PyTorch has one that is made for the CPU only where oneDNN does: on x86 that takes AVX-512, and for float16
+its FP16 extension. Elsewhere there are plain loops, which take 3 to 40 times as long as float32's GEMM. So there they
+are float32 products, rounded once, as in ``csrc/cpu/gemm.cpp``, which does the same for the plain ops.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rnn_ext import dispatch
+
+# As there: what a product must exceed for the conversions to be worth it.
+_WORTH_FLOAT = 1 << 15
+
+
+@functools.cache
+def has_gemm(dtype: torch.dtype) -> bool:
+    """Whether PyTorch's CPU GEMM of this dtype is made for this CPU."""
+    queries = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    # A PyTorch without oneDNN has none.
+    query = getattr(torch.ops.mkldnn, queries[dtype], None) if dtype in queries else None
+    return dtype not in queries or (query is not None and query())
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``: ``(..., n, k)`` by ``(..., k, m)``, of one dtype."""
+    return (a.float() @ b.float()).to(a.dtype) if _by_float(a, b.shape[-1]) else a @ b
+
+
+def linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """``x Wᵀ + bias``: ``(..., I)`` by ``(O, I)`` and ``(O,)``, of one dtype."""
+    if not _by_float(x, w.shape[0]):
+        return F.linear(x, w, bias)
+    return F.linear(x.float(), w.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+def _by_float(a: Tensor, columns: int) -> bool:
+    # What is recorded is to run elsewhere, too; and autocast would turn the floats back.
+    if not a.is_cpu or a.dtype.itemsize != 2 or dispatch.recorded() or torch.is_autocast_enabled("cpu"):
+        return False
+    return not has_gemm(a.dtype) and a.numel() * columns > _WORTH_FLOAT
