@@ -15,10 +15,10 @@ constexpr int kAccumulators = kVectorBytes == 64 ? 24 : 12;
 constexpr int kMaxTileRows = 6;
 // Vectors a panel: as wide as kMaxTileRows rows allow, so that each panel load feeds 6 FMAs.
 constexpr int kPanelVectors = kAccumulators / kMaxTileRows;
-// With few rows there is too little work to hide FMA latency in a narrow panel, so it is as wide as
-// 8 vectors; up to this many rows fit then.
+// With few rows there is too little work to hide FMA latency in a narrow panel, and each load of a row's state is for
+// few FMAs. Up to so many rows, panels are as wide as the registers allow, but no wider than 8 vectors (planner.cpp).
 constexpr int kWidePanelVectors = 8;
-constexpr int kWidePanelRows = kAccumulators / kWidePanelVectors;
+constexpr int kWidePanelRows = 3;
 // Up to this many vectors the whole of H is narrower than 8 accumulators at one row, and each sum is two chains over
 // k (even, odd): side by side in a tile of few rows, one after the other in a high one. A function of H alone: see the
 // contract.
@@ -59,14 +59,28 @@ void multiply_tile(const typename Inner::Element* a, int64_t lda, const typename
   constexpr int L = kLanes<T>;
   const char* fetched = static_cast<const char*>(fetch.from);
   // One load for all rows, where loads and not FMAs are what takes the time: with 2 and 3 rows on AVX-512 half as fast
-  // again, with 2 on AVX2 by 14 %. Tiles of more rows come out so anyway; 3 rows on AVX2, and the baseline, whose
-  // products need a register each, would lose 3 to 8 %.
-  constexpr bool loads_once = kVectorBytes == 64 ? M > 1 : kVectorBytes == 32 && M == 2;
+  // again. Tiles of more rows come out so anyway.
+  constexpr bool loads_once = kVectorBytes == 64 && M > 1;
+  // The other way round where a wide panel's vectors would not all find a register beside 12 sums: the rows' numbers
+  // stay there, and one vector after the other is loaded.
+  constexpr bool by_vectors = kVectorBytes != 64 && M > 1 && M < NV;
   for (int64_t begin = 0; begin < depth; begin += kSumBlock) {
     const int64_t end = std::min(begin + kSumBlock, depth);
     for (int pass = 0; pass < Chains / Together; ++pass) {
       Vec<T> acc[Together][M][NV] = {};
       auto step = [&](int64_t k, int chain) __attribute__((always_inline)) {
+        if constexpr (by_vectors) {
+          Vec<T> x[M];
+#pragma GCC unroll 8
+          for (int m = 0; m < M; ++m) x[m] = in_register(splat<T>(a[m * lda + k]));
+#pragma GCC unroll 8
+          for (int v = 0; v < NV; ++v) {
+            const Vec<T> p = in_register(load(reinterpret_cast<const T*>(panel) + (k * NV + v) * L));
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) acc[chain][m][v] += x[m] * p;
+          }
+          return;
+        }
         Vec<T> p[NV];
         if constexpr (M >= kFetchingRows && Chains == 1) {
           __builtin_prefetch(fetched, 0, 2);
@@ -162,7 +176,8 @@ struct VectorKernel {
                                     2.0,
                                     std::is_same_v<S, Sum>,
                                     /*packs=*/true,
-                                    kSumBlock};
+                                    kSumBlock,
+                                    kAccumulators};
 
   explicit VectorKernel(const Panels&) {}
   static void pack(const Weight<S>& w, int64_t group, bool transpose, const Panels& panels, int64_t j, Packed* packed) {

@@ -21,6 +21,7 @@ struct Tiling {
   bool projects = false;           // whether it can make its own input (recurrence.h, Projection)
   bool packs = true;               // whether it needs panels packed; else it reads contiguous weights as they lie
   int sum_block = 0;               // rows of a panel that are summed up apart from those before them; 0 for all
+  int tile_vectors = 0;            // vectors of sums that a tile has registers for; 0 where that is no matter of those
 };
 
 // Panel `index`: where its columns begin, how many vectors it is wide, and its columns without padding.

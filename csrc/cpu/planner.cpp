@@ -49,6 +49,14 @@ constexpr int kTurningRows = 2, kBlocksWorthTurning = 8;
 // A quarter of a cache is left to everything else that a step touches.
 constexpr double kCacheShare = 0.75;
 
+// Two FMAs a cycle of latency 4 need so many sums in flight, and a few more to be at ease.
+constexpr int kSumsInFlight = 8;
+
+// Bytes of a row of a panel that comes from beyond L2, at the most. What L2 keeps of one step for the next, it keeps by
+// whole panels, so that narrow ones leave less of it unused: on AVX-512 half a kilobyte cost 3 to 5 % at B = 1, H = 896
+// to 1024. On AVX2 this much is 8 vectors, the widest there are.
+constexpr int kStreamedRowBytes = 256;
+
 // What a block of a wide panel's sums takes: that much of W is still in L1 when the next step begins with it.
 double block_bytes(const Tiling& k) { return k.sum_block * k.wide_panel_vectors * k.lanes * k.packed_bytes; }
 
@@ -68,6 +76,21 @@ double weight_bytes_per_cycle(double bytes, double in_l1, const Machine& m, doub
   // Serpentine order finds what L2 still holds of the last step.
   if (bytes < kCacheShare * m.l3) return mixed(kCacheShare * m.l2, kL2BytesPerCycle, kL3BytesPerCycle);
   return kMemoryBytesPerCycle;
+}
+
+// How many vectors wide the panels of a worker's share of W are at the most, for so many rows.
+int widest_panel(int64_t rows, bool streams, const Tiling& k) {
+  int widest = rows <= k.wide_panel_rows ? k.wide_panel_vectors : k.panel_vectors;
+  if (k.tile_vectors > 0 && rows > 0) {
+    // The tallest of these rows' tiles, which are as few as can be and of nearly one height (for_each_tile).
+    const int most = k.tile_vectors / k.panel_vectors;
+    const int64_t tiles = (rows + most - 1) / most;
+    const int tallest = static_cast<int>((rows + tiles - 1) / tiles);
+    if (tallest * k.panel_vectors <= kSumsInFlight) widest = k.wide_panel_vectors;
+    widest = std::min(widest, k.tile_vectors / tallest);
+  }
+  const int vector_row_bytes = k.lanes * k.depth_multiple * k.packed_bytes;
+  return streams ? std::min(widest, std::max(k.panel_vectors, kStreamedRowBytes / vector_row_bytes)) : widest;
 }
 
 struct Grid {
@@ -157,11 +180,8 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
   plan.tiles_first = weights <= machine.l2 / 2 && rows_together > tiling.wide_panel_rows;
   plan.fetches_rows =
       rows_together * shape.hidden * tiling.state_bytes > machine.l1 && shape.hidden >= kHiddenWorthFetching;
-  // What L2 keeps of one step for the next, it keeps by whole panels, so that narrow ones leave less of it unused: 3 to
-  // 5 % at B = 1, H = 896 to 1024. They cost as much where nearly all is kept.
-  const bool wide = rows_together <= tiling.wide_panel_rows && share <= machine.l2;
-  plan.turns_in_l1 = wide && worth_turning(rows_together, share, tiling, machine);
-  const int widest = wide ? tiling.wide_panel_vectors : tiling.panel_vectors;
+  plan.turns_in_l1 = worth_turning(rows_together, share, tiling, machine);
+  const int widest = widest_panel(rows_together, share > machine.l2, tiling);
   // As few as the registers allow, and the same number for every column worker.
   auto panels_for = [&](int64_t vectors_a_panel) {
     const int64_t fewest = (vectors + vectors_a_panel - 1) / vectors_a_panel;
