@@ -5,7 +5,7 @@
 #include <map>
 
 #include "cpu/isa.h"
-#include "cpu/planner.h"
+#include "cpu/runs.h"
 #include "cuda/planner.h"
 #include "cuda/tf32.h"
 
@@ -53,7 +53,8 @@ py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, c
                                   : dtype == "float64" ? isa.f64.tiling
                                   : dtype == "float16" ? isa.f16.tiling
                                                        : isa.bf16.tiling;
-  const rnn_ext::Plan plan = rnn_ext::make_plan(shape, tiling, rnn_ext::this_machine(), threads);
+  const rnn_ext::Plan plan =
+      rnn_ext::make_plan(shape, tiling, rnn_ext::cpu::machine_for(shape, tiling, threads), threads);
   py::dict d;
   d["isa"] = isa.name;
   d["row_workers"] = plan.row_workers;

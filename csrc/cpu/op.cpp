@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <mutex>
 
 #include "cpu/isa.h"
 #include "cpu/runs.h"
@@ -26,6 +27,11 @@ void launch_on_torch_pool(int workers, Body body, void* context) {
   });
 }
 
+int64_t now_ms() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
 // Whether calls whose workers meet after each step (team.h) have lately lost a core to other processes. Such a call
 // costs some time slices, tens of milliseconds where it gets bad; after each the next try waits twice as long, so
 // that a crowded machine is probed ever more rarely, and a single interruption is soon forgotten.
@@ -39,14 +45,34 @@ class Crowd {
   }
 
  private:
-  static int64_t now_ms() {
-    return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now().time_since_epoch())
-        .count();
-  }
   static constexpr int64_t kFirstWait = 4;
   std::atomic<int64_t> until_{0}, wait_{kFirstWait};
 };
 Crowd crowd;
+
+// What two of PyTorch's threads cost each other, once that could be measured.
+class Meetings {
+ public:
+  const Meeting* known() const { return known_.load(std::memory_order_acquire) ? &meeting_ : nullptr; }
+  void measure() {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock || known() || now_ms() < next_try_) return;
+    const std::optional<Meeting> measured = measure_meeting(launch_on_torch_pool);
+    next_try_ = now_ms() + kBetweenTries;
+    if (!measured) return;
+    meeting_ = *measured;
+    known_.store(true, std::memory_order_release);
+  }
+
+ private:
+  // A try takes 5 ms where the cores are busy.
+  static constexpr int64_t kBetweenTries = 1000;
+  std::mutex mutex_;
+  std::atomic<bool> known_{false};
+  Meeting meeting_ = {};
+  int64_t next_try_ = 0;
+};
+Meetings meetings;
 
 template <class T>
 Projection<T> projection_of(const ProjectionOf& p) {
@@ -69,8 +95,9 @@ void run(const Call& c, const Shape& checked, const OwnedRows& rows, const Tenso
   const Shape& shape = problem.shape;
   const Kernel<T>& kernel = kernel_for<T>(current_isa(), c.by_rows);
   const int threads = static_cast<int>(torch::stable::get_num_threads());
-  Plan plan = make_plan(shape, kernel.tiling, this_machine(), threads);
-  if (plan.column_workers > 1 && crowd.here()) plan = make_plan(shape, kernel.tiling, this_machine(), threads, false);
+  const Machine machine = cpu::machine_for(shape, kernel.tiling, threads);
+  Plan plan = make_plan(shape, kernel.tiling, machine, threads);
+  if (plan.column_workers > 1 && crowd.here()) plan = make_plan(shape, kernel.tiling, machine, threads, false);
   // One allocation for all; each part is a whole number of cache lines and begins at one. From malloc, not from an
   // aligned allocation: glibc's memalign splits a block at both ends, and before 2.38 a long run of calls
   // leaves the heap growing and each call searching through it, at ten times the cost of a small one.
@@ -103,6 +130,18 @@ void run(const Call& c, const Shape& checked, const OwnedRows& rows, const Tenso
 }  // namespace
 
 namespace cpu {
+Machine machine_for(const Shape& shape, const Tiling& tiling, int threads) {
+  Machine machine = this_machine();
+  if (threads == 1) return machine;
+  if (!meetings.known()) {
+    // Only for a call that would share columns if meeting cost nothing.
+    machine.meeting = {};
+    if (make_plan(shape, tiling, machine, threads).column_workers > 1) meetings.measure();
+  }
+  machine.meeting = meetings.known() ? *meetings.known() : this_machine().meeting;
+  return machine;
+}
+
 constexpr Runs kRuns = {run<float>, run<double>, run<half>, run<bfloat16>};
 Way way_of(int64_t rows, int64_t batch, const Tensor& w_ih, const Tensor& w_hh) {
   using torch::headeronly::ScalarType;

@@ -16,15 +16,10 @@ constexpr double kLoadPorts = 2;         // vector loads a cycle that hit L1
 constexpr double kL2BytesPerCycle = 44;  // sustained, streaming
 constexpr double kL3BytesPerCycle = 10;  // likewise
 constexpr double kMemoryBytesPerCycle = 4;
-constexpr double kNotOverlapped = 0.25;  // of FMAs and loads from beyond L1, what takes less time
-constexpr double kEpilogueCycles = 12;   // a vector of tanh, its loads and stores
-constexpr double kRowStepCycles = 20;    // calls and address arithmetic of a row in a step
-// Three trips of a cache line between cores: to own the peer's copies of what is written, to see its arrival, and to
-// get what it wrote. A large server's mesh takes so long; cores that share a ring may need a third of it. To share a
-// step that is too short takes up to three times as long as not to, and not to share one that is long enough a third
-// longer.
-constexpr double kBarrierCycles = 1300;
-constexpr double kStateLineCycles = 100;  // each line of a peer's state
+constexpr double kNotOverlapped = 0.25;   // of FMAs and loads from beyond L1, what takes less time
+constexpr double kEpilogueCycles = 12;    // a vector of tanh, its loads and stores
+constexpr double kRowStepCycles = 20;     // calls and address arithmetic of a row in a step
+constexpr double kWaitCycles = 300;       // for the later of two who meet after a step, beside what meeting takes
 constexpr double kLaunchCycles = 12000;   // waking the pool and joining it: about 4 us
 constexpr double kPackedLineCycles = 80;  // a line of W that another core has packed, once a call
 
@@ -128,7 +123,8 @@ double step_cycles(const Shape& s, const Tiling& k, const Machine& m, Grid grid)
                   my.rows * (my.vectors * kEpilogueCycles + kRowStepCycles);
   if (grid.columns > 1) {
     const double others = (s.hidden + k.lanes - 1) / k.lanes - my.vectors;
-    cycles += kBarrierCycles + my.rows * others * k.lanes * k.state_bytes / 64 * kStateLineCycles;
+    const double lines = my.rows * others * k.lanes * k.state_bytes / 64;
+    cycles += kWaitCycles + m.meeting.barrier_cycles + lines * m.meeting.state_line_cycles;
   }
   return cycles;
 }

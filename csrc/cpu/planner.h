@@ -7,13 +7,16 @@
 #include <vector>
 
 #include "../recurrence.h"
+#include "meeting.h"
 #include "panels.h"
 
 namespace rnn_ext {
 
-// Per-core data caches in bytes; l3 is what the cores share.
+// Per-core data caches in bytes; l3 is what the cores share. And what two threads cost each other (meeting.h), until
+// that is measured as on a large server.
 struct Machine {
   int64_t l1 = 0, l2 = 0, l3 = 0;
+  Meeting meeting = {1000, 100};
 };
 
 // As the operating system tells it, with a modest core's figures where it does not.

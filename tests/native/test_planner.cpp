@@ -112,8 +112,12 @@ int main() {
     return make_plan({t, b, g, h}, isa.f32.tiling, machine, threads);
   };
   CHECK(plan(100, 1, 1, 64, 2).workers() == 1, "a step of a tenth of a microsecond is not worth a barrier");
-  CHECK(plan(1000, 1, 1, 128, 2).workers() == 1, "a barrier takes as long as a step of 64 KiB of W");
+  CHECK(plan(1000, 1, 1, 192, 2).workers() == 1, "a barrier takes as long as is gained by half of 144 KiB of W");
   CHECK(plan(100, 1, 1, 512, 2).column_workers == 2, "half a MiB of W takes longer than a barrier");
+  Machine near = machine;
+  near.meeting = {280, 16};  // cores that share a cache
+  CHECK(make_plan({1000, 1, 1, 192}, isa.f32.tiling, near, 2).column_workers == 2, "a barrier takes a fifth of a step");
+  CHECK(make_plan({1000, 1, 1, 64}, isa.f32.tiling, near, 2).column_workers == 1, "a barrier takes two steps");
   CHECK(plan(100, 1, 1, 256, 1).turns_in_l1 && plan(100, 2, 1, 256, 1).turns_in_l1, "256 KiB of W come from L2");
   CHECK(!plan(100, 1, 1, 64, 1).turns_in_l1, "16 KiB of W stay in L1");
   CHECK(!plan(100, 3, 1, 256, 1).turns_in_l1, "with rows enough L2 is not what takes the time");

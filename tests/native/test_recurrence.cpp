@@ -74,10 +74,11 @@ Result<T> run(const Case<T>& c, const Isa& isa, int threads, bool fewer = false,
   std::optional<PartlyPacked<T>> partly;
   if (pack_some && c.kind == Kind::lengths) partly.emplace(c, p, r, pack_some);
 
-  // A machine with tiny caches, so that the planner splits small shapes too; or with a larger one for weights.
+  // A machine with tiny caches, where meeting is free, so that the planner splits small shapes too; or with a larger
+  // one for weights.
   const Kernel<T>& kernel = kernel_for<T>(isa, by_rows);
   const int64_t l2 = c.shape.batch % 2 ? 4 << 10 : 1 << 20;
-  const Plan plan = make_plan(c.shape, kernel.tiling, {1 << 10, l2, 1 << 30}, threads);
+  const Plan plan = make_plan(c.shape, kernel.tiling, {1 << 10, l2, 1 << 30, {}}, threads);
   // Whatever the scratch holds must not matter: 0xff is NaN in every format.
   std::vector<unsigned char> packed(plan.packed_bytes, 0xff), states(plan.states_bytes, 0xff),
       inputs(plan.inputs_bytes, 0xff);
@@ -133,7 +134,23 @@ int check_random(unsigned seed) {
 
 }  // namespace
 
+// What two threads cost each other. A machine may be too busy to tell, and threads that do not come have no answer.
+int check_meeting() {
+  CHECK(!measure_meeting([](int, Body body, void* context) { body(0, 1, context); }), "measured with one thread");
+  const std::optional<Meeting> meeting = measure_meeting([](int workers, Body body, void* context) {
+    std::thread other([=] { body(1, workers, context); });
+    body(0, workers, context);
+    other.join();
+  });
+  if (!meeting) return failures;
+  // A line's way takes some cycles, and less than the 4 us that count as disturbed, at up to 6 GHz.
+  CHECK(meeting->barrier_cycles > 5 && meeting->barrier_cycles < 24000, "%.0f cycles", meeting->barrier_cycles);
+  CHECK(meeting->state_line_cycles >= 0 && meeting->state_line_cycles < 1500, "%.0f", meeting->state_line_cycles);
+  return failures;
+}
+
 int main() {
+  if (check_meeting()) return 1;
   // The plain build looks at many; the sanitizers, ten times slower, at fewer.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   constexpr unsigned kCases = 60;
