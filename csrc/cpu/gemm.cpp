@@ -50,10 +50,12 @@ bool worth_float(const Tensor& a, const Tensor& b) {
   return !has_gemm(a.scalar_type()) && !dots && a.size(0) * a.size(1) * b.size(1) > kWorthFloat;
 }
 
+Tensor empty_float(const Tensor& m) { return torch::stable::new_empty(m, {m.size(0), m.size(1)}, ScalarType::Float); }
+
 // In memory as m is, by rows or by columns.
 Tensor in_float(const Tensor& m) {
   if (m.stride(0) == 1 && m.stride(1) != 1) return transposed(in_float(transposed(m)));
-  Tensor converted = torch::stable::new_empty(m, {m.size(0), m.size(1)}, ScalarType::Float);
+  Tensor converted = empty_float(m);
   return torch::stable::copy_(converted, m);
 }
 
@@ -71,19 +73,19 @@ void multiply_in_float(const Tensor& out, const Tensor& a, const Tensor& b, bool
   const int64_t rows = a.size(0), inner = a.size(1), columns = b.size(1);
   const bool tall = rows >= inner;
   const int64_t all = tall ? rows : inner, others = tall ? inner + columns : rows + columns;
-  const int64_t block = std::clamp<int64_t>(kConverted / std::max<int64_t>(1, others), 64, all);
+  const int64_t block = std::max<int64_t>(64, kConverted / (others + 1));
   if (tall) {
     const Tensor whole = in_float(b);
     for (int64_t begin = 0; begin < all; begin += block) {
       const int64_t end = std::min(begin + block, all);
       Tensor to = rows_of(out, begin, end);
-      const Tensor sums = in_float(to);
+      const Tensor sums = add ? in_float(to) : empty_float(to);
       multiply_as_they_are(sums, in_float(rows_of(a, begin, end)), whole, add);
       torch::stable::copy_(to, sums);
     }
     return;
   }
-  const Tensor sums = in_float(out);
+  const Tensor sums = add ? in_float(out) : empty_float(out);
   for (int64_t begin = 0; begin < all; begin += block) {
     const int64_t end = std::min(begin + block, all);
     multiply_as_they_are(sums, in_float(columns_of(a, begin, end)), in_float(rows_of(b, begin, end)), add || begin > 0);

@@ -38,6 +38,7 @@ struct Plan {
   bool streams = false;       // a worker's share of W exceeds its L2, so that each step brings most of it from L3
   bool turns_in_l1 = false;   // a step begins with the block of W that the one before ended with
   bool tiles_first = false;   // a tile of rows goes through all panels, rather than all rows through one
+  bool whole_rows = false;    // and is finished only behind the last, all of its columns at once
   bool fetches_rows = false;  // what a tile's epilogue reads and writes is asked for while the tile is multiplied
   int64_t state_stride = 0;   // elements between rows of a state buffer
   int64_t packed_bytes = 0;   // all groups

@@ -28,15 +28,14 @@ class ProjectedInput {
         direction_(me.problem.direction[seg.group]),
         gathers_(me.problem.rows.order && !x_.packed()) {}
 
-  // The sums of a step's rows [begin, end) in a panel of W_hh, as far as x makes them, and how far apart they lie; in
-  // `tile` or in a place of their own. Steps come in order.
+  // The sums of a step's rows [begin, end) in a panel of W_hh, as far as x makes them: in `tile`, where they are to lie
+  // `pitch` apart, or in a place and apart as this says. Steps come in order.
   Sum* begin_sums(int64_t step, const Panel& panel, int64_t begin, int64_t end, Sum* tile, int64_t* pitch) {
     if (me_.plan.ahead) {
       if (step >= made_to_ || me_.panel_begin != panel_begin_ || me_.panel_end != panel_end_) make_ahead(step);
       *pitch = panels_.padded_columns();
       return room_ + ((step - made_from_) * seg_.count + begin) * *pitch + panel.column;
     }
-    *pitch = panel.width * panels_.lanes;
     if (gathers_) {
       if (step >= made_to_) gather(step);
       project(room_ + begin * me_.plan.x_stride, me_.plan.x_stride, end - begin, panel, tile, *pitch);

@@ -106,6 +106,11 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
   const int64_t group_column = seg.group * hidden;
   const bool reversed = p.direction[seg.group] < 0, leaks = p.leaks();
 
+  // Of a tile's whole rows, which begin at a cache line.
+  const int64_t row_pitch = panels.padded_columns();
+  std::vector<Sum> room(me.plan.whole_rows ? tallest * row_pitch + 64 / sizeof(Sum) : 0);
+  Sum* const row_sums = room.data() + (64 - reinterpret_cast<uintptr_t>(room.data()) % 64) % 64 / sizeof(Sum);
+
   int64_t alive_before = 0;
   for (int64_t s = 0; s < steps && !me.retired; ++s) {
     const int64_t my_columns = me.column_end - me.column_begin;
@@ -135,7 +140,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
       if (me.plan.fetches_rows) fetch_rows(me, seg, step, i0, i1, panel.column, panel.columns);
       if constexpr (K::tiling.projects) {
         if (projected) {
-          int64_t pitch = 0;
+          int64_t pitch = panel.width * panels.lanes;
           Sum* const begun = projected->begin_sums(s, panel, i0, i1, sums, &pitch);
           if (i0 < going)
             multiply_from(panel.index == first_panel ? first_row : 0, me.kernel, previous + i0 * me.stride, me.stride,
@@ -158,8 +163,28 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
                          me.fetch(packed, backwards ? panel.index - 1 : panel.index + 1, i0, i1, going));
       finish_rows<E, K>(me, seg, step, i0, i1, sums, pitch, panel.column, panel.columns);
     };
+    auto multiply_and_finish_rows = [&](int64_t i0, int64_t i1) __attribute__((always_inline)) {
+      const int count = static_cast<int>(std::min(i1, going) - i0);
+      for (int64_t j = me.panel_begin; j < me.panel_end; ++j) {
+        const Panel& panel = me.cut[j];
+        if (me.plan.fetches_rows) fetch_rows(me, seg, step, i0, i1, panel.column, panel.columns);
+        Sum* const begun = row_sums + panel.column - me.column_begin;
+        int64_t pitch = row_pitch;
+        if constexpr (K::tiling.projects) {
+          if (projected) projected->begin_sums(s, panel, i0, i1, begun, &pitch);
+        }
+        if constexpr (K::tiling.sum_block > 0) {
+          if (count > 0)
+            me.kernel.multiply_onto(previous + i0 * me.stride, me.stride, count, packed + panels.offset(panel),
+                                    panel.columns, me.plan.chains, panels.depth, begun, pitch, projected != nullptr);
+        }
+      }
+      finish_rows<E, K>(me, seg, step, i0, i1, row_sums, row_pitch, me.column_begin, my_columns);
+    };
     const int64_t tiled = projected ? alive : going;
-    if (me.plan.tiles_first) {
+    if (me.plan.whole_rows) {
+      for_each_tile(tiled, tallest, multiply_and_finish_rows);
+    } else if (me.plan.tiles_first) {
       for_each_tile(tiled, tallest, [&](int64_t i0, int64_t i1) {
         for (int64_t j = me.panel_begin; j < me.panel_end; ++j) multiply_and_finish(me.cut[j], i0, i1);
       });
