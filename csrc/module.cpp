@@ -5,7 +5,7 @@
 #include <map>
 
 #include "cpu/isa.h"
-#include "cpu/runs.h"
+#include "cpu/threads.h"
 #include "cuda/planner.h"
 #include "cuda/tf32.h"
 

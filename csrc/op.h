@@ -1,5 +1,6 @@
 // What the ops of every device have in common: their arguments, checked, and the torch-free problem in them. The op
-// glue (this, cpu/op.cpp, cuda/op.cpp), ops.cpp and module.cpp are all that sees PyTorch, and only its stable ABI.
+// glue (this, op.cpp in cpu/ and cuda/, layer.cpp, gemm.cpp and threads.cpp in cpu/), ops.cpp and module.cpp are all
+// that sees PyTorch, and only its stable ABI.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,47 +1,29 @@
-// The ops on the CPU: a plan for the problem, and PyTorch's threads.
+// The ops on the CPU: a plan for the problem, and its workers.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <memory>
-#include <mutex>
 
 #include "cpu/isa.h"
 #include "cpu/runs.h"
 #include "cpu/planner.h"
+#include "cpu/threads.h"
 
 namespace rnn_ext {
 namespace {
-
-// PyTorch's thread pool as a Launcher. parallel_for cuts [0, workers) into equal chunks, one a thread, and
-// all run at once; it makes fewer of them where it has fewer threads, and one inside a parallel region.
-void launch_on_torch_pool(int workers, Body body, void* context) {
-  if (workers == 1) return body(0, 1, context);
-  torch::stable::parallel_for(0, workers, 1, [=](int64_t begin, int64_t end) {
-    uint32_t thread = 0;
-    torch_get_thread_idx(&thread);
-    const int64_t chunk = thread == 0 ? end - begin : begin / thread;
-    body(static_cast<int>(thread), static_cast<int>((workers + chunk - 1) / chunk), context);
-  });
-}
-
-int64_t now_ms() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 // Whether calls whose workers meet after each step (team.h) have lately lost a core to other processes. Such a call
 // costs some time slices, tens of milliseconds where it gets bad; after each the next try waits twice as long, so
 // that a crowded machine is probed ever more rarely, and a single interruption is soon forgotten.
 class Crowd {
  public:
-  bool here() const { return now_ms() < until_.load(std::memory_order_relaxed); }
+  bool here() const { return cpu::now_ms() < until_.load(std::memory_order_relaxed); }
   void note(bool lost_a_core) {
     const int64_t wait = lost_a_core ? std::min<int64_t>(2 * wait_.load(std::memory_order_relaxed), 2000) : kFirstWait;
     wait_.store(wait, std::memory_order_relaxed);
-    if (lost_a_core) until_.store(now_ms() + wait, std::memory_order_relaxed);
+    if (lost_a_core) until_.store(cpu::now_ms() + wait, std::memory_order_relaxed);
   }
 
  private:
@@ -49,30 +31,6 @@ class Crowd {
   std::atomic<int64_t> until_{0}, wait_{kFirstWait};
 };
 Crowd crowd;
-
-// What two of PyTorch's threads cost each other, once that could be measured.
-class Meetings {
- public:
-  const Meeting* known() const { return known_.load(std::memory_order_acquire) ? &meeting_ : nullptr; }
-  void measure() {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock || known() || now_ms() < next_try_) return;
-    const std::optional<Meeting> measured = measure_meeting(launch_on_torch_pool);
-    next_try_ = now_ms() + kBetweenTries;
-    if (!measured) return;
-    meeting_ = *measured;
-    known_.store(true, std::memory_order_release);
-  }
-
- private:
-  // A try takes 5 ms where the cores are busy.
-  static constexpr int64_t kBetweenTries = 1000;
-  std::mutex mutex_;
-  std::atomic<bool> known_{false};
-  Meeting meeting_ = {};
-  int64_t next_try_ = 0;
-};
-Meetings meetings;
 
 template <class T>
 Projection<T> projection_of(const ProjectionOf& p) {
@@ -115,7 +73,7 @@ void run(const Call& c, const Shape& checked, const OwnedRows& rows, const Tenso
     const Workspace& space;
     decltype(kernel.run) run;
   } context = {problem, plan, space, kernel.run};
-  launch_on_torch_pool(
+  cpu::launch_on_torch_pool(
       plan.workers(),
       [](int worker, int workers, void* p) {
         const Context& x = *static_cast<Context*>(p);
@@ -130,18 +88,6 @@ void run(const Call& c, const Shape& checked, const OwnedRows& rows, const Tenso
 }  // namespace
 
 namespace cpu {
-Machine machine_for(const Shape& shape, const Tiling& tiling, int threads) {
-  Machine machine = this_machine();
-  if (threads == 1) return machine;
-  if (!meetings.known()) {
-    // Only for a call that would share columns if meeting cost nothing.
-    machine.meeting = {};
-    if (make_plan(shape, tiling, machine, threads).column_workers > 1) meetings.measure();
-  }
-  machine.meeting = meetings.known() ? *meetings.known() : this_machine().meeting;
-  return machine;
-}
-
 constexpr Runs kRuns = {run<float>, run<double>, run<half>, run<bfloat16>};
 Way way_of(int64_t rows, int64_t batch, const Tensor& w_ih, const Tensor& w_hh) {
   using torch::headeronly::ScalarType;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "op.h"
-#include "planner.h"
 
 namespace rnn_ext::cpu {
 
@@ -14,9 +13,5 @@ struct Way {
   bool by_rows = false, projects = false;
 };
 Way way_of(int64_t rows, int64_t batch, const Tensor& w_ih, const Tensor& w_hh);
-
-// This machine as the planner is to see it for such a call: with what its threads cost each other, which the first call
-// that depends on it measures.
-Machine machine_for(const Shape& shape, const Tiling& tiling, int threads);
 
 }  // namespace rnn_ext::cpu
