@@ -33,6 +33,13 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return (a.float() @ b.float()).to(a.dtype) if _by_float(a, b.shape[-1]) else a @ b
 
 
+def addmm(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``total + a @ b``: matrices of one dtype."""
+    if not _by_float(a, b.shape[1]):
+        return torch.addmm(total, a, b)
+    return torch.addmm(total.float(), a.float(), b.float()).to(a.dtype)
+
+
 def linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     """``x Wᵀ + bias``: ``(..., I)`` by ``(O, I)`` and ``(O,)``, of one dtype."""
     if not _by_float(x, w.shape[0]):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnn_ext.gemm import matmul
+from rnn_ext.gemm import addmm, matmul
 from rnn_ext.layout import Layout, by_run, packed_predecessors, packed_sequences, previous, states_to_rows
 
 
@@ -124,7 +124,7 @@ def _outer_products(
             block = matmul(s_rows, y_rows).reshape(count * hidden, hidden)
         if seed is not None and s_first is not None:
             if count == 1:
-                block = torch.addmm(block, s_first[start].t(), seed[start])
+                block = addmm(block, s_first[start].t(), seed[start])
             else:
                 start_term = matmul(s_first[start:end].transpose(1, 2), seed[start:end])
                 block = block + start_term.reshape(count * hidden, hidden)

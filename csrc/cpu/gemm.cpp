@@ -40,8 +40,9 @@ void multiply_as_they_are(const Tensor& out, const Tensor& a, const Tensor& b, b
 
 // From here on a product takes longer than the four more calls of PyTorch that the detour by float costs.
 constexpr int64_t kWorthFloat = 1 << 15;
-// Elements converted at once, 1 MiB in float: enough for a GEMM to run at its full rate, and as good as no memory.
-constexpr int64_t kConverted = 1 << 18;
+// Rows that go through more than one hand are taken some at a time, 1 MiB of float: enough for a GEMM to run at its
+// full rate, still in the cache for the next hand, and as good as no memory.
+int64_t rows_at_once(int64_t columns) { return std::max<int64_t>(64, (1 << 18) / (columns + 1)); }
 
 // Plain loops for a row by contiguous columns are dot products, which read the weights once as they lie: half the time
 // of a conversion.
@@ -73,7 +74,7 @@ void multiply_in_float(const Tensor& out, const Tensor& a, const Tensor& b, bool
   const int64_t rows = a.size(0), inner = a.size(1), columns = b.size(1);
   const bool tall = rows >= inner;
   const int64_t all = tall ? rows : inner, others = tall ? inner + columns : rows + columns;
-  const int64_t block = std::max<int64_t>(64, kConverted / (others + 1));
+  const int64_t block = rows_at_once(others);
   if (tall) {
     const Tensor whole = in_float(b);
     for (int64_t begin = 0; begin < all; begin += block) {
@@ -92,6 +93,12 @@ void multiply_in_float(const Tensor& out, const Tensor& a, const Tensor& b, bool
   }
   Tensor to = out;
   torch::stable::copy_(to, sums);
+}
+
+void add(Tensor to, const Tensor& a) {
+  AtenTensorHandle sum = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_add_Tensor(to.get(), a.get(), 1, &sum));
+  torch::stable::copy_(to, Tensor(sum));
 }
 
 }  // namespace
@@ -116,11 +123,17 @@ Tensor product(const Tensor& a, const Tensor& b) {
   return out;
 }
 
-void add(const Tensor& out, const Tensor& a) {
-  AtenTensorHandle sum = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_add_Tensor(out.get(), a.get(), 1, &sum));
-  Tensor to = out;
-  torch::stable::copy_(to, Tensor(sum));
+void multiply_by_group(const Tensor& out, const Tensor& s, const Tensor& w, int64_t hidden) {
+  if (s.size(1) <= hidden) return multiply(out, s, w);
+  const int64_t block = rows_at_once(out.size(1));
+  for (int64_t begin = 0; begin < s.size(0); begin += block) {
+    const int64_t end = std::min(begin + block, s.size(0));
+    const Tensor to = rows_of(out, begin, end), rows = rows_of(s, begin, end);
+    for (int64_t column = 0; column < s.size(1); column += hidden) {
+      const Tensor part = columns_of(rows, column, column + hidden), weights = rows_of(w, column, column + hidden);
+      column == 0 ? multiply(to, part, weights) : add(to, product(part, weights));
+    }
+  }
 }
 
 Tensor batched_product(const Tensor& states, const Tensor& w) {

@@ -16,7 +16,7 @@
 namespace rnn_ext {
 namespace {
 
-using cpu::add, cpu::batched_product, cpu::matrix, cpu::multiply, cpu::product, cpu::transposed;
+using cpu::batched_product, cpu::matrix, cpu::multiply, cpu::multiply_by_group, cpu::product, cpu::transposed;
 using torch::headeronly::ScalarType;
 
 // (T, B, features) as a matrix of T * B rows; packed it is one.
@@ -112,24 +112,6 @@ Tensor padded_rows(const Tensor& packed, const OwnedRows& rows, const Tensor& x)
     for (int64_t i = rows.alive_at[t]; i < padded.size(1); ++i)
       std::memset(to + t * step + view.batch_index(i) * row, 0, bytes);
   return padded;
-}
-
-// out = s w_ih, the sum of what each group's columns of s contribute. As nn.RNN's directions are, one product is added
-// to the other: in a single one sums are twice as long, and the error was up to 2.8 times as large. By blocks of rows,
-// 1 MiB of float, so that what is added is still in the cache, and no second tensor of out's size.
-void multiply_by_group(const Tensor& out, const Tensor& s, const Tensor& w_ih, int64_t hidden) {
-  const int64_t rows = s.size(0), features = w_ih.size(1), block = std::max<int64_t>(64, (1 << 18) / (features + 1));
-  if (s.size(1) <= hidden) return multiply(out, s, w_ih);
-  for (int64_t begin = 0; begin < rows; begin += block) {
-    const int64_t count = std::min(block, rows - begin);
-    const Tensor to = matrix(out, count, features, out.stride(0), out.stride(1), begin * out.stride(0));
-    for (int64_t column = 0; column < s.size(1); column += hidden) {
-      const int64_t first = begin * s.stride(0) + column * s.stride(1);
-      const Tensor part = matrix(s, count, hidden, s.stride(0), s.stride(1), first);
-      const Tensor weights = matrix(w_ih, hidden, features, w_ih.stride(0), w_ih.stride(1), column * w_ih.stride(0));
-      column == 0 ? multiply(to, part, weights) : add(to, product(part, weights));
-    }
-  }
 }
 
 // b_ih + b_hh in each row of a contiguous matrix.

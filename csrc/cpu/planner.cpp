@@ -129,6 +129,30 @@ double step_cycles(const Shape& s, const Tiling& k, const Machine& m, Grid grid)
   return cycles;
 }
 
+// The grid of least cycles, for all steps; and what one thread would take.
+struct Choice {
+  Grid grid = {1, 1};
+  double cycles, serial_cycles;
+};
+
+Choice choose_grid(const Shape& s, const Tiling& k, const Machine& m, int threads, bool may_share_columns) {
+  const int64_t vectors = (s.hidden + k.lanes - 1) / k.lanes;
+  Choice best;
+  best.cycles = best.serial_cycles = s.time * step_cycles(s, k, m, best.grid);
+  double least = best.serial_cycles / kWorthMoreThreads;
+  const int64_t most_columns = may_share_columns ? std::min<int64_t>(threads, std::max<int64_t>(1, vectors)) : 1;
+  for (int columns = 1; columns <= most_columns; ++columns) {
+    const Grid grid = {static_cast<int>(std::clamp<int64_t>(s.groups * s.batch, 1, threads / columns)), columns};
+    if (grid.rows * grid.columns == 1) continue;
+    const double cycles = start_cycles(s, k, grid) + s.time * step_cycles(s, k, m, grid);
+    if (cycles < least) {
+      least = best.cycles = cycles;
+      best.grid = grid;
+    }
+  }
+  return best;
+}
+
 }  // namespace
 
 Machine this_machine() {
@@ -148,20 +172,7 @@ Machine this_machine() {
 Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine, int threads, bool may_share_columns) {
   const int64_t all_rows = shape.groups * shape.batch;
   const int64_t vectors = (shape.hidden + tiling.lanes - 1) / tiling.lanes;
-
-  Grid best = {1, 1};
-  const double serial = shape.time * step_cycles(shape, tiling, machine, best);
-  double least = serial / kWorthMoreThreads;
-  const int64_t most_columns = may_share_columns ? std::min<int64_t>(threads, std::max<int64_t>(1, vectors)) : 1;
-  for (int columns = 1; columns <= most_columns; ++columns) {
-    const Grid grid = {static_cast<int>(std::clamp<int64_t>(all_rows, 1, threads / columns)), columns};
-    if (grid.rows * grid.columns == 1) continue;
-    const double cycles = start_cycles(shape, tiling, grid) + shape.time * step_cycles(shape, tiling, machine, grid);
-    if (cycles < least) {
-      least = cycles;
-      best = grid;
-    }
-  }
+  const auto [best, cycles, serial_cycles] = choose_grid(shape, tiling, machine, threads, may_share_columns);
 
   Plan plan;
   plan.row_workers = best.rows;
@@ -211,9 +222,14 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
     // A row more, for the case that fewer workers come and share the room.
     plan.inputs_bytes = columns * (rows_together + 1) * tiling.packed_bytes;
   }
-  plan.cycles = plan.workers() > 1 ? least : serial;
-  plan.serial_cycles = serial;
+  plan.cycles = cycles;
+  plan.serial_cycles = serial_cycles;
   return plan;
+}
+
+bool meeting_matters(const Shape& shape, const Tiling& tiling, Machine machine, int threads) {
+  machine.meeting = {};
+  return choose_grid(shape, tiling, machine, threads, true).grid.columns > 1;
 }
 
 bool worth_packing(const Shape& s, bool in_16_bits) {

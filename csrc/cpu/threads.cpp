@@ -57,13 +57,8 @@ Meetings meetings;
 
 Machine machine_for(const Shape& shape, const Tiling& tiling, int threads) {
   Machine machine = this_machine();
-  if (threads == 1) return machine;
-  if (!meetings.known()) {
-    // Only for a call that would share columns if meeting cost nothing.
-    machine.meeting = {};
-    if (make_plan(shape, tiling, machine, threads).column_workers > 1) meetings.measure();
-  }
-  machine.meeting = meetings.known() ? *meetings.known() : this_machine().meeting;
+  if (!meetings.known() && threads > 1 && meeting_matters(shape, tiling, machine, threads)) meetings.measure();
+  if (meetings.known()) machine.meeting = *meetings.known();
   return machine;
 }
 

@@ -132,8 +132,6 @@ int check_random(unsigned seed) {
   return failures;
 }
 
-}  // namespace
-
 // What two threads cost each other. A machine may be too busy to tell, and threads that do not come have no answer.
 int check_meeting() {
   CHECK(!measure_meeting([](int, Body body, void* context) { body(0, 1, context); }), "measured with one thread");
@@ -148,6 +146,8 @@ int check_meeting() {
   CHECK(meeting->state_line_cycles >= 0 && meeting->state_line_cycles < 1500, "%.0f", meeting->state_line_cycles);
   return failures;
 }
+
+}  // namespace
 
 int main() {
   if (check_meeting()) return 1;
