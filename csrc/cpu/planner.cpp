@@ -105,9 +105,18 @@ Share share_of(const Shape& s, const Tiling& k, Grid grid) {
   return {rows, vectors, depth, groups * depth * vectors * k.lanes * k.packed_bytes};
 }
 
-// What a call on more than one thread takes before its first step: workers of other rows share the packing.
-double start_cycles(const Shape& s, const Tiling& k, Grid grid) {
-  const double from_others = k.packs ? share_of(s, k, grid).weight_bytes * (1 - 1.0 / grid.rows) : 0;
+// Whether row workers pack for themselves. What each keeps in its L2 anyway it has there sooner than it comes from the
+// core that has packed it: a line takes 16 cycles to be packed, and several times that to come. But of weights that
+// stay in L3, which all share, one copy is enough.
+bool packs_alone(const Shape& s, const Tiling& k, const Machine& m, Grid grid) {
+  const Share mine = share_of({s.time, s.batch, 1, s.hidden, s.features}, k, {1, grid.columns});
+  return grid.columns == 1 && (grid.rows == 1 || mine.weight_bytes <= kCacheShare * m.l2);
+}
+
+// What a call on more than one thread takes before its first step.
+double start_cycles(const Shape& s, const Tiling& k, const Machine& m, Grid grid) {
+  const bool shares = k.packs && !packs_alone(s, k, m, grid);
+  const double from_others = shares ? share_of(s, k, grid).weight_bytes * (1 - 1.0 / grid.rows) : 0;
   return kLaunchCycles + from_others / 64 * kPackedLineCycles;
 }
 
@@ -144,7 +153,7 @@ Choice choose_grid(const Shape& s, const Tiling& k, const Machine& m, int thread
   for (int columns = 1; columns <= most_columns; ++columns) {
     const Grid grid = {static_cast<int>(std::clamp<int64_t>(s.groups * s.batch, 1, threads / columns)), columns};
     if (grid.rows * grid.columns == 1) continue;
-    const double cycles = start_cycles(s, k, grid) + s.time * step_cycles(s, k, m, grid);
+    const double cycles = start_cycles(s, k, m, grid) + s.time * step_cycles(s, k, m, grid);
     if (cycles < least) {
       least = best.cycles = cycles;
       best.grid = grid;
@@ -207,13 +216,14 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
   auto stride_of = [=](int64_t columns) { return ((columns + line - 1) / line + 1) * line; };
   plan.state_stride = stride_of(panels.padded_columns());
   auto packed_bytes = [&](const Panels& p) { return tiling.packs ? p.packed_size() * tiling.packed_bytes : 0; };
-  plan.packed_bytes = shape.groups * packed_bytes(panels);
+  plan.packs_alone = packs_alone(shape, tiling, machine, best);
+  plan.packed_bytes = plan.places(shape.groups) * packed_bytes(panels);
   plan.states_bytes = 2 * all_rows * plan.state_stride * tiling.state_bytes + (2 * plan.workers() + 1) * kApart;
   if (shape.features > 0) {
     plan.ahead = rows_together <= tiling.wide_panel_rows && !shape.ragged;
     plan.projection_panels = plan.ahead ? panels_for(tiling.panel_vectors) : plan.panels;
     const Panels ih(shape.hidden, shape.features, tiling, plan.projection_panels);
-    plan.packed_bytes += shape.groups * (packed_bytes(ih) + ih.padded_columns() * tiling.packed_bytes);
+    plan.packed_bytes += plan.places(shape.groups) * (packed_bytes(ih) + ih.padded_columns() * tiling.packed_bytes);
     plan.x_stride = stride_of(shape.features);
     // Of inputs each worker makes its own columns, of rows of x it wants all.
     const int64_t columns = plan.ahead     ? best.rows * std::min(shape.time, kStepsAhead) * panels.padded_columns()

@@ -40,8 +40,11 @@ struct Plan {
   bool tiles_first = false;   // a tile of rows goes through all panels, rather than all rows through one
   bool whole_rows = false;    // and is finished only behind the last, all of its columns at once
   bool fetches_rows = false;  // what a tile's epilogue reads and writes is asked for while the tile is multiplied
+  // Each row worker packs what it multiplies, a group at a time, into a place of its own; else there is one for each
+  // group, which all of them pack together.
+  bool packs_alone = false;
   int64_t state_stride = 0;   // elements between rows of a state buffer
-  int64_t packed_bytes = 0;   // all groups
+  int64_t packed_bytes = 0;   // all places
   int64_t states_bytes = 0;   // both buffers, each worker's part of them apart
   // Where the input is projected (recurrence.h): panels of W_ih, a group; whether inputs are made ahead, which they are
   // not where rows fill tiles; and room for them, or else for a step's rows of x, if these may lie anywhere.
@@ -53,6 +56,7 @@ struct Plan {
   double cycles = 0, serial_cycles = 0;
 
   int workers() const { return row_workers * column_workers; }
+  int64_t places(int64_t groups) const { return packs_alone ? row_workers : groups; }
 };
 
 // For one kernel, with `threads` at the most; without sharing columns, and so without a barrier in each step, where the

@@ -279,10 +279,12 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
                   column_workers,
                   false,
                   kernel};
-  // W_hh of all groups, W_ih of all, and their biases.
+  // W_hh in all places, W_ih in all, and their biases.
+  const int64_t places = plan.places(shape.groups);
   auto* const packed = static_cast<typename K::Packed*>(space.packed);
-  auto* const packed_ih = packed + (K::tiling.packs ? shape.groups * panels.packed_size() : 0);
-  auto* const biases = packed_ih + (K::tiling.packs ? shape.groups * projection_panels.packed_size() : 0);
+  auto* const packed_ih = packed + (K::tiling.packs ? places * panels.packed_size() : 0);
+  auto* const biases = packed_ih + (K::tiling.packs ? places * projection_panels.packed_size() : 0);
+  auto place_of = [&](int64_t group) { return plan.packs_alone ? row_worker : group; };
   auto* const states = static_cast<typename K::State*>(space.states);
   auto states_of = [&](const Segment& seg, typename K::State* pair[2]) {
     constexpr int64_t page = kApart / sizeof(typename K::State);
@@ -296,42 +298,46 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
                      [&](const Segment& seg) { copy_seed_to_last(me, seg); });
     return;
   }
-  // Each worker packs panels of its own columns, which so land in its own cache, and shares that with
-  // the workers of other rows.
-  auto for_my_share = [&](const Panels& p, auto pack) {
-    for (int64_t g = 0; g < shape.groups; ++g)
+  // Panels of my own columns, which so land in my own cache: all of them, or each `parts`-th.
+  auto pack = [&](int64_t g, int part, int parts) {
+    const int64_t place = place_of(g);
+    auto for_my_share = [&](const Panels& p, auto pack_one) {
       for (int64_t j = begin * p.count / panels.count; j < end * p.count / panels.count; ++j)
-        if ((g + j) % row_workers == row_worker) pack(g, j);
-  };
-  // A single step from zeros or a product multiplies no state.
-  if constexpr (K::tiling.packs) {
-    if (shape.time > 1 || problem.seed_kind == Seed::state)
-      for_my_share(panels, [&](int64_t g, int64_t j) {
-        K::pack(problem.weight, g, problem.transpose, panels, j, packed + g * panels.packed_size());
+        if ((g + j) % parts == part) pack_one(j);
+    };
+    // A single step from zeros or a product multiplies no state.
+    if constexpr (K::tiling.packs) {
+      if (shape.time > 1 || problem.seed_kind == Seed::state)
+        for_my_share(panels, [&](int64_t j) {
+          K::pack(problem.weight, g, problem.transpose, panels, j, packed + place * panels.packed_size());
+        });
+    }
+    if constexpr (K::tiling.projects) {
+      for_my_share(projection_panels, [&](int64_t j) {
+        if constexpr (K::tiling.packs)
+          K::pack(problem.projection.weight, g, false, projection_panels, j,
+                  packed_ih + place * projection_panels.packed_size());
+        fill_bias(problem.projection, projection_panels, g, j, biases + place * panels.padded_columns());
       });
-  }
-  if constexpr (K::tiling.projects) {
-    for_my_share(projection_panels, [&](int64_t g, int64_t j) {
-      if constexpr (K::tiling.packs)
-        K::pack(problem.projection.weight, g, false, projection_panels, j,
-                packed_ih + g * projection_panels.packed_size());
-      fill_bias(problem.projection, projection_panels, g, j, biases + g * panels.padded_columns());
-    });
-  }
+    }
+  };
+  if (!plan.packs_alone)
+    for (int64_t g = 0; g < shape.groups; ++g) pack(g, row_worker, row_workers);
   for_each_segment(shape, problem.rows, row_worker, row_workers, [&](const Segment& seg) {
     typename K::State* pair[2];
     states_of(seg, pair);
     if (problem.seed_kind == Seed::state) seed_states(me, seg, pair);
     if constexpr (sizeof(typename K::State) == 2) clear_padding(me, seg, pair);
   });
-  if (workers > 1) all.arrive_and_wait(worker);
-  auto weights_of = [](const auto& w, const typename K::Packed* packed_weights, const Panels& p, int64_t group) {
+  if (workers > 1 && !plan.packs_alone) all.arrive_and_wait(worker);
+  auto weights_of = [&](const auto& w, const typename K::Packed* packed_weights, const Panels& p, int64_t group) {
     if constexpr (K::tiling.packs)
-      return packed_weights + group * p.packed_size();
+      return packed_weights + place_of(group) * p.packed_size();
     else
       return w.data + group * p.hidden * p.inner;
   };
   for_each_segment(shape, problem.rows, row_worker, row_workers, [&](const Segment& seg) {
+    if (plan.packs_alone) pack(seg.group, 0, 1);
     typename K::State* pair[2];
     states_of(seg, pair);
     const auto* const weights = weights_of(problem.weight, packed, panels, seg.group);
@@ -342,8 +348,8 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
         const int64_t size = plan.inputs_bytes / sizeof(typename K::Sum) / parts;
         ProjectedInput<K> projected(
             me, seg, projection_panels, weights_of(problem.projection.weight, packed_ih, projection_panels, seg.group),
-            biases + seg.group * panels.padded_columns(), static_cast<typename K::Sum*>(space.inputs) + part * size,
-            size / (seg.count * panels.padded_columns()));
+            biases + place_of(seg.group) * panels.padded_columns(),
+            static_cast<typename K::Sum*>(space.inputs) + part * size, size / (seg.count * panels.padded_columns()));
         return run_segment(me, seg, weights, pair, &projected);
       }
     }

@@ -54,7 +54,9 @@ int check_invariants(const Shape& shape, const Tiling& tiling, const Machine& ma
     const int widest = plan.ahead ? tiling.panel_vectors : tiling.wide_panel_vectors;
     for (int64_t j = 0; j < ih.count; ++j) CHECK(ih.width(j) <= widest, "panel of %d", ih.width(j));
   }
-  CHECK(plan.packed_bytes == shape.groups * packed * tiling.packed_bytes, "packed size");
+  CHECK(plan.packed_bytes == (plan.packs_alone ? plan.row_workers : shape.groups) * packed * tiling.packed_bytes,
+        "packed size");
+  CHECK(!plan.packs_alone || plan.column_workers == 1, "a place for each row worker, of which there may come more");
   CHECK(plan.states_bytes ==
             2 * shape.groups * shape.batch * plan.state_stride * tiling.state_bytes + (2 * plan.workers() + 1) * kApart,
         "states size");
