@@ -4,6 +4,7 @@
 
 #include <map>
 
+#include "cpu/gemm.h"
 #include "cpu/isa.h"
 #include "cpu/threads.h"
 #include "cuda/planner.h"
@@ -44,6 +45,13 @@ py::dict cpu_capability() {
   d["l2_bytes"] = m.l2;
   d["l3_bytes"] = m.l3;
   return d;
+}
+
+bool has_gemm(const std::string& dtype) {
+  using torch::headeronly::ScalarType;
+  return rnn_ext::cpu::has_gemm(dtype == "float16"    ? ScalarType::Half
+                                : dtype == "bfloat16" ? ScalarType::BFloat16
+                                                      : ScalarType::Float);
 }
 
 py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, const std::string& dtype, int threads) {
@@ -106,6 +114,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Introspection of the rnn_ext kernels; importing it registers the ops torch.ops.rnn_ext.*";
   m.def("build_info", &build_info);
   m.def("cpu_capability", &cpu_capability);
+  m.def("has_gemm", &has_gemm, py::arg("dtype"));
   m.def("tf32_is_allowed", &rnn_ext::cuda::tf32_is_allowed);
   m.def("cpu_plan", &cpu_plan, py::arg("time"), py::arg("batch"), py::arg("groups"), py::arg("hidden"),
         py::arg("dtype"), py::arg("threads"));

@@ -1,31 +1,26 @@
 """Products of what the kernels are given by its weights, for the derivative formulas: PyTorch's GEMMs, on any device.
 
-In 16 bits PyTorch has one that is made for the CPU only where oneDNN does: on x86 that takes AVX-512, and for float16
-its FP16 extension. Elsewhere there are plain loops, which take 3 to 40 times as long as float32's GEMM. So there they
-are float32 products, rounded once, as in ``csrc/cpu/gemm.cpp``, which does the same for the plain ops.
+In 16 bits PyTorch has one that is made for the CPU only where oneDNN does: on x86 that takes AVX-512 and its BF16 or
+FP16 extension. Elsewhere there are plain loops or an emulation, which take 3 to 40 times as long as float32's GEMM. So
+there they are float32 products, rounded once, as in ``csrc/cpu/gemm.cpp``, which does the same for the plain ops.
 """
 
 from __future__ import annotations
-
-import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnn_ext import dispatch
+from rnn_ext import _C, dispatch
 
 # As there: what a product must exceed for the conversions to be worth it.
 _WORTH_FLOAT = 1 << 15
+_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-@functools.cache
 def has_gemm(dtype: torch.dtype) -> bool:
     """Whether PyTorch's CPU GEMM of this dtype is made for this CPU."""
-    queries = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    # A PyTorch without oneDNN has none.
-    query = getattr(torch.ops.mkldnn, queries[dtype], None) if dtype in queries else None
-    return dtype not in queries or (query is not None and query())
+    return dtype not in _NAMES or _C.has_gemm(_NAMES[dtype])
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:

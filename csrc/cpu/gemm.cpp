@@ -14,23 +14,10 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// Whether PyTorch has GEMMs for a 16-bit format that are made for this CPU: oneDNN's, which want AVX-512 and for half
-// its FP16 extension, or Arm's instructions. Without, it has plain loops, which take 3 to 40 times as long as sgemm.
 bool supported(const char* query) {
   StableIValue answer[1] = {};
   return torch_call_dispatcher(query, "", answer, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS &&
          torch::stable::detail::to<bool>(answer[0]);
-}
-
-bool has_gemm(ScalarType dtype) {
-  static const bool bf16 = supported("mkldnn::_is_mkldnn_bf16_supported");
-  static const bool f16 = supported("mkldnn::_is_mkldnn_fp16_supported");
-  if (dtype != ScalarType::BFloat16 && dtype != ScalarType::Half) return true;
-#if defined(__x86_64__)
-  // A CPU that is told to be an older one has what that would have.
-  if (current_isa().vector_bytes < 64) return false;
-#endif
-  return dtype == ScalarType::BFloat16 ? bf16 : f16;
 }
 
 void multiply_as_they_are(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
@@ -102,6 +89,18 @@ void add(Tensor to, const Tensor& a) {
 }
 
 }  // namespace
+
+bool has_gemm(ScalarType dtype) {
+  static const bool bf16 = supported("mkldnn::_is_mkldnn_bf16_supported");
+  static const bool f16 = supported("mkldnn::_is_mkldnn_fp16_supported");
+  if (dtype != ScalarType::BFloat16 && dtype != ScalarType::Half) return true;
+#if defined(__x86_64__)
+  // A CPU that is told to be an older one has what that would have.
+  if (current_isa().vector_bytes < 64) return false;
+  if (dtype == ScalarType::BFloat16 && !__builtin_cpu_supports("avx512bf16")) return false;
+#endif
+  return dtype == ScalarType::BFloat16 ? bf16 : f16;
+}
 
 Tensor matrix(const Tensor& t, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
               int64_t offset) {

@@ -5,6 +5,11 @@
 
 namespace rnn_ext::cpu {
 
+// Whether PyTorch has GEMMs for a format that are made for this CPU: for 16 bits oneDNN's, which want AVX-512 and its
+// BF16 or FP16 extension, or Arm's instructions. Without, they are plain loops, which take 3 to 40 times as long as
+// sgemm; or, for bfloat16 on other AVX-512 machines, oneDNN's emulation, 4 to 10 times.
+bool has_gemm(torch::headeronly::ScalarType dtype);
+
 // A view of t's memory as a matrix that begins `offset` elements after its first.
 Tensor matrix(const Tensor& t, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
               int64_t offset = 0);

@@ -43,9 +43,9 @@ struct Plan {
   // Each row worker packs what it multiplies, a group at a time, into a place of its own; else there is one for each
   // group, which all of them pack together.
   bool packs_alone = false;
-  int64_t state_stride = 0;   // elements between rows of a state buffer
-  int64_t packed_bytes = 0;   // all places
-  int64_t states_bytes = 0;   // both buffers, each worker's part of them apart
+  int64_t state_stride = 0;  // elements between rows of a state buffer
+  int64_t packed_bytes = 0;  // all places
+  int64_t states_bytes = 0;  // both buffers, each worker's part of them apart
   // Where the input is projected (recurrence.h): panels of W_ih, a group; whether inputs are made ahead, which they are
   // not where rows fill tiles; and room for them, or else for a step's rows of x, if these may lie anywhere.
   int64_t projection_panels = 0;
