@@ -92,6 +92,16 @@ struct Grid {
   int rows, columns;
 };
 
+// Of one group, that a worker takes through a step.
+int64_t rows_together(const Shape& s, Grid grid) {
+  return std::min(s.batch, (s.groups * s.batch + grid.rows - 1) / grid.rows);
+}
+
+// Whether a worker makes inputs of several steps at once, which fill tiles then.
+bool makes_ahead(const Shape& s, const Tiling& k, int64_t rows) {
+  return s.features > 0 && rows <= k.wide_panel_rows && !s.ragged;
+}
+
 // What one worker of a grid multiplies: so many rows by so many vectors of columns of W_hh and W_ih.
 struct Share {
   double rows, vectors, depth, weight_bytes;
@@ -124,9 +134,11 @@ double step_cycles(const Shape& s, const Tiling& k, const Machine& m, Grid grid)
   const Share my = share_of(s, k, grid);
   const double tiled_rows = std::ceil(my.rows / k.row_multiple) * k.row_multiple;
   const double fma = tiled_rows * my.depth * my.vectors / k.multiply_adds_per_cycle;
-  const double in_l1 = worth_turning(my.rows, my.weight_bytes, k, m) ? block_bytes(k) : 0;
-  const double weight_stream =
-      my.weight_bytes / weight_bytes_per_cycle(my.weight_bytes, in_l1, m, k.lanes * k.packed_bytes);
+  // W_ih is there once for many steps, where inputs are made ahead.
+  const double bytes =
+      makes_ahead(s, k, rows_together(s, grid)) ? my.weight_bytes * s.hidden / my.depth : my.weight_bytes;
+  const double in_l1 = worth_turning(my.rows, bytes, k, m) ? block_bytes(k) : 0;
+  const double weight_stream = bytes / weight_bytes_per_cycle(bytes, in_l1, m, k.lanes * k.packed_bytes);
   // The two overlap, but not wholly.
   double cycles = std::max(fma, weight_stream) + kNotOverlapped * std::min(fma, weight_stream) +
                   my.rows * (my.vectors * kEpilogueCycles + kRowStepCycles);
@@ -186,18 +198,17 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
   Plan plan;
   plan.row_workers = best.rows;
   plan.column_workers = best.columns;
-  const int64_t rows_together = std::min(shape.batch, (all_rows + best.rows - 1) / best.rows);
+  const int64_t rows = rows_together(shape, best);
   const int64_t share = (vectors + best.columns - 1) / best.columns * tiling.lanes * shape.hidden * tiling.packed_bytes;
   plan.streams = share > kCacheShare * machine.l2;
   // Of a row, a panel is a quarter of a kilobyte; whole rows are streams that the hardware's prefetchers see, and are
   // fewer pages: 3 to 10 % for large batches. But L2 then serves all weights once for each tile, where with panels
   // first each is in L2 while it is used, whatever else has been there: at 0.6 of L2 that costs 6 %.
   const int64_t weights = share + share / std::max<int64_t>(1, shape.hidden) * shape.features;
-  plan.tiles_first = weights <= machine.l2 / 2 && rows_together > tiling.wide_panel_rows;
-  plan.fetches_rows =
-      rows_together * shape.hidden * tiling.state_bytes > machine.l1 && shape.hidden >= kHiddenWorthFetching;
-  plan.turns_in_l1 = worth_turning(rows_together, share, tiling, machine);
-  const int widest = widest_panel(rows_together, share > machine.l2, tiling);
+  plan.tiles_first = weights <= machine.l2 / 2 && rows > tiling.wide_panel_rows;
+  plan.fetches_rows = rows * shape.hidden * tiling.state_bytes > machine.l1 && shape.hidden >= kHiddenWorthFetching;
+  plan.turns_in_l1 = worth_turning(rows, share, tiling, machine);
+  const int widest = widest_panel(rows, share > machine.l2, tiling);
   // As few as the registers allow, and the same number for every column worker.
   auto panels_for = [&](int64_t vectors_a_panel) {
     const int64_t fewest = (vectors + vectors_a_panel - 1) / vectors_a_panel;
@@ -220,7 +231,7 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
   plan.packed_bytes = plan.places(shape.groups) * packed_bytes(panels);
   plan.states_bytes = 2 * all_rows * plan.state_stride * tiling.state_bytes + (2 * plan.workers() + 1) * kApart;
   if (shape.features > 0) {
-    plan.ahead = rows_together <= tiling.wide_panel_rows && !shape.ragged;
+    plan.ahead = makes_ahead(shape, tiling, rows);
     plan.projection_panels = plan.ahead ? panels_for(tiling.panel_vectors) : plan.panels;
     const Panels ih(shape.hidden, shape.features, tiling, plan.projection_panels);
     plan.packed_bytes += plan.places(shape.groups) * (packed_bytes(ih) + ih.padded_columns() * tiling.packed_bytes);
@@ -230,7 +241,7 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
                             : shape.ragged ? plan.workers() * plan.x_stride
                                            : 0;
     // A row more, for the case that fewer workers come and share the room.
-    plan.inputs_bytes = columns * (rows_together + 1) * tiling.packed_bytes;
+    plan.inputs_bytes = columns * (rows + 1) * tiling.packed_bytes;
   }
   plan.cycles = cycles;
   plan.serial_cycles = serial_cycles;

@@ -127,6 +127,10 @@ int main() {
   CHECK(plan(100, 32, 1, 256, 2).row_workers == 2, "rows for every core need no barrier");
   CHECK(plan(100, 1, 1, 1024, 2).column_workers == 2, "each core keeps half of W in its L2");
   CHECK(plan(100, 1, 2, 256, 2).row_workers == 2, "two directions go to two cores");
+  CHECK(make_plan({100, 4, 1, 256, 256}, isa.f32.tiling, machine, 2).row_workers == 2,
+        "W_ih comes from L2 once for many steps, so that a second core for other rows is worth more than for columns");
+  CHECK(plan(100, 32, 1, 256, 2).packs_alone, "256 KiB come from another core later than they are packed");
+  CHECK(!plan(50, 64, 1, 1024, 2).packs_alone, "4 MiB of W are once in the L3 that both read");
   auto projected = [&](const Shape& shape, bool by_rows = false) {
     return projects(shape, kernel_for<float>(isa, by_rows).tiling, machine);
   };
