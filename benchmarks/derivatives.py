@@ -8,7 +8,7 @@ Each row is one transform of one training loss. Its cost is also given in gradie
 from __future__ import annotations
 
 import argparse
-import ctypes
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -132,11 +132,13 @@ def too_dear(rows: list[Row]) -> list[str]:
 
 
 def keep_memory() -> None:
-    """Has the C library keep what is freed (glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD), as jemalloc would: a fresh
-    array of some megabytes is otherwise paged in anew each time, which can take as long as what is computed in it."""
-    libc = ctypes.CDLL(None)
-    for parameter in (-1, -3):
-        libc.mallopt(parameter, 2**30)
+    """Has the C library keep what is freed, as jemalloc would: a fresh array of some megabytes is otherwise paged in anew
+    each time, which can take as long as what is computed in it. glibc wants to be told before it starts, so this
+    process begins again. Its bins for small blocks are off: before 2.38 they take the gaps around aligned blocks, which
+    then never fit again, so that each call climbs to fresh memory (glibc's bug 14581)."""
+    tunables = "glibc.malloc.trim_threshold=1073741824:glibc.malloc.mmap_threshold=33554432:glibc.malloc.tcache_count=0"
+    if os.environ.get("GLIBC_TUNABLES") != tunables:
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "GLIBC_TUNABLES": tunables})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
