@@ -225,7 +225,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
         S* end = begin;
         do end += my_columns;
         while (++i < seg.count && ended(i) == end);
-        std::fill(begin, end, S{});
+        clear_row(begin, end - begin);
       }
     }
     alive_before = alive;
