@@ -132,8 +132,8 @@ def too_dear(rows: list[Row]) -> list[str]:
 
 
 def keep_memory() -> None:
-    """Has the C library keep what is freed, as jemalloc would: a fresh array of some megabytes is otherwise paged in anew
-    each time, which can take as long as what is computed in it. glibc wants to be told before it starts, so this
+    """Has the C library keep what is freed, as jemalloc would: a fresh array of some megabytes is otherwise paged in
+    anew each time, which can take as long as what is computed in it. glibc wants to be told before it starts, so this
     process begins again. Its bins for small blocks are off: before 2.38 they take the gaps around aligned blocks, which
     then never fit again, so that each call climbs to fresh memory (glibc's bug 14581)."""
     tunables = "glibc.malloc.trim_threshold=1073741824:glibc.malloc.mmap_threshold=33554432:glibc.malloc.tcache_count=0"

@@ -82,12 +82,6 @@ void multiply_in_float(const Tensor& out, const Tensor& a, const Tensor& b, bool
   torch::stable::copy_(to, sums);
 }
 
-void add(Tensor to, const Tensor& a) {
-  AtenTensorHandle sum = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_add_Tensor(to.get(), a.get(), 1, &sum));
-  torch::stable::copy_(to, Tensor(sum));
-}
-
 }  // namespace
 
 bool has_gemm(ScalarType dtype) {
@@ -116,6 +110,12 @@ void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
   worth_float(a, b) ? multiply_in_float(out, a, b, add) : multiply_as_they_are(out, a, b, add);
 }
 
+Tensor sum(const Tensor& a, const Tensor& b) {
+  AtenTensorHandle result = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_add_Tensor(a.get(), b.get(), 1, &result));
+  return Tensor(result);
+}
+
 Tensor product(const Tensor& a, const Tensor& b) {
   Tensor out = empty(a, {a.size(0), b.size(1)});
   multiply(out, a, b);
@@ -127,10 +127,14 @@ void multiply_by_group(const Tensor& out, const Tensor& s, const Tensor& w, int6
   const int64_t block = rows_at_once(out.size(1));
   for (int64_t begin = 0; begin < s.size(0); begin += block) {
     const int64_t end = std::min(begin + block, s.size(0));
-    const Tensor to = rows_of(out, begin, end), rows = rows_of(s, begin, end);
+    Tensor to = rows_of(out, begin, end);
+    const Tensor rows = rows_of(s, begin, end);
     for (int64_t column = 0; column < s.size(1); column += hidden) {
       const Tensor part = columns_of(rows, column, column + hidden), weights = rows_of(w, column, column + hidden);
-      column == 0 ? multiply(to, part, weights) : add(to, product(part, weights));
+      if (column == 0)
+        multiply(to, part, weights);
+      else
+        torch::stable::copy_(to, sum(to, product(part, weights)));
     }
   }
 }

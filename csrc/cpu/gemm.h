@@ -19,7 +19,8 @@ Tensor transposed(const Tensor& m);
 // out = a b; or, where `add`, out += a b.
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool add = false);
 
-// a b, a new tensor.
+// a + b, and a b, new tensors.
+Tensor sum(const Tensor& a, const Tensor& b);
 Tensor product(const Tensor& a, const Tensor& b);
 
 // out = s w, the sum of what each group's columns of s contribute, all groups of which have `hidden` of them. As

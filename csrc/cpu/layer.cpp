@@ -11,12 +11,13 @@
 #include <cstring>
 
 #include "cpu/gemm.h"
+#include "cpu/planner.h"
 #include "cpu/runs.h"
 
 namespace rnn_ext {
 namespace {
 
-using cpu::batched_product, cpu::matrix, cpu::multiply, cpu::multiply_by_group, cpu::product, cpu::transposed;
+using cpu::batched_product, cpu::matrix, cpu::multiply, cpu::multiply_by_group, cpu::product, cpu::sum, cpu::transposed;
 using torch::headeronly::ScalarType;
 
 // (T, B, features) as a matrix of T * B rows; packed it is one.
@@ -221,8 +222,35 @@ Results plain_layer(const Tensor& x, const std::optional<Tensor>& h0, const Tens
   return run_call(cpu::kRuns, std::move(c));
 }
 
+// Steps [begin, end) of a padded sequence.
+std::optional<Tensor> steps_of(const std::optional<Tensor>& sequence, int64_t begin, int64_t end) {
+  if (!sequence || sequence->dim() == 2 || end - begin == sequence->size(0)) return sequence;
+  const int64_t sizes[] = {end - begin, sequence->size(1), sequence->size(2)};
+  const int64_t strides[] = {sequence->stride(0), sequence->stride(1), sequence->stride(2)};
+  AtenTensorHandle part = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(sequence->get(), 3, sizes, strides, begin * strides[0], &part));
+  return Tensor(part);
+}
+
+// Into how many parts of the time its gradient is cut: s, which nobody wants to keep, then stays in L2 until the
+// products have read it, and takes no memory that would be paged in anew in each call. A part has rows enough that to
+// pack W for each takes 1 % of the time. Not in 16 bits, in which each part's sum would be rounded.
+int64_t parts_of(const Tensor& h, int64_t rows) {
+  constexpr int64_t kRows = 2048;
+  if (h.element_size() == 2) return 1;
+  const int64_t in_l2 = this_machine().l2 / 2 / (h.size(2) * h.element_size());
+  return std::clamp<int64_t>(rows / std::max(kRows, in_l2), 1, std::max<int64_t>(1, h.size(0)));
+}
+
 // The derivative formulas are those of Layer.backward and of what it calls (rnn_ext/layer.py, ops.py, transition.py).
 using Gradient = std::optional<Tensor>;
+void add_product(Gradient& total, const Tensor& a, const Tensor& b) {
+  if (!total)
+    total = product(a, b);
+  else if (a.size(1) > 0)
+    multiply(*total, a, b, /*add=*/true);
+}
+
 std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backward(
     const std::optional<Tensor>& g, const std::optional<Tensor>& g_n, const Tensor& x, const std::optional<Tensor>& h0,
     const Tensor& w_ih, const Tensor& w_hh, const Tensor& h, const std::optional<Tensor>& batch_sizes,
@@ -238,37 +266,66 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
     check_shape(h, {rows, columns}, "h");
   else
     check_shape(h, {x.size(0), batch, columns}, "h");
+  if (g && !batch_sizes) check_shape(*g, {x.size(0), batch, columns}, "g");
   if (h0) check_shape(*h0, {static_cast<int64_t>(direction.size()), batch, hidden}, "h0");
-  const Seed kind = g_n ? Seed::product : Seed::none;
-  Call c{g, g_n, w_hh, h, {}, {}, {}, {}, {}, derivative, kind, true, backwards};
-  c.rows = ragged ? &*ragged : nullptr;
-  // Without the padding of h and g: what the GEMMs then take of x and h has none either, where there may be NaN.
-  if (lengths) c.output = empty(h, {rows, columns});
-  const auto [s, s_first] = run_call(cpu::kRuns, std::move(c));
 
-  const Tensor s_rows = rows_of(s), unit_h = with_unit_stride(h), h_rows = lengths ? unit_h : rows_of(unit_h);
-  Gradient x_bar, h0_bar, w_ih_bar, w_hh_bar, b_bar;
-  if (need_w_ih) w_ih_bar = product(transposed(s_rows), rows_of(x, ragged));
-  if (need_b) b_bar = sum_of_rows(s_rows);
-  if (need_x) {
-    x_bar = lengths ? empty(x, {rows, w_ih.size(1)}) : empty_sequence(x, w_ih.size(1));
-    multiply_by_group(rows_of(*x_bar), s_rows, w_ih, hidden);
-    if (lengths) x_bar = padded_rows(*x_bar, *ragged, x);
+  const Tensor unit_h = with_unit_stride(h), h_rows = lengths ? unit_h : rows_of(unit_h);
+  Gradient x_bar, h0_bar, w_ih_bar, b_bar, s_first;
+  std::vector<Gradient> w_hh_bars(direction.size());
+  if (need_x) x_bar = lengths ? empty(x, {rows, w_ih.size(1)}) : empty_sequence(x, w_ih.size(1));
+  // Two directions go through time the other way round, and a ragged batch is packed.
+  const int64_t steps = x.size(0), parts = ragged || direction.size() > 1 ? 1 : parts_of(h, rows);
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t part = reversed ? i : parts - 1 - i, begin = part * steps / parts, end = (part + 1) * steps / parts;
+    const Seed kind = i > 0 ? Seed::state : g_n ? Seed::product : Seed::none;
+    const Gradient seed = i > 0 ? s_first : g_n;
+    Call c{steps_of(g, begin, end),
+           seed,
+           w_hh,
+           steps_of(h, begin, end),
+           {},
+           {},
+           {},
+           {},
+           {},
+           derivative,
+           kind,
+           true,
+           backwards};
+    c.rows = ragged ? &*ragged : nullptr;
+    // Without the padding of h and g: what the GEMMs then take of x and h has none either, where there may be NaN.
+    if (lengths) c.output = empty(h, {rows, columns});
+    Tensor s = h;
+    std::tie(s, s_first) = run_call(cpu::kRuns, std::move(c));
+
+    const Tensor s_rows = rows_of(s);
+    if (need_w_ih) add_product(w_ih_bar, transposed(s_rows), rows_of(*steps_of(x, begin, end), ragged));
+    if (need_b) b_bar = b_bar ? sum(*b_bar, sum_of_rows(s_rows)) : sum_of_rows(s_rows);
+    if (need_x) multiply_by_group(rows_of(*steps_of(x_bar, begin, end)), s_rows, w_ih, hidden);
+    for (size_t group = 0; need_w_hh && group < direction.size(); ++group) {
+      // s_t against the state before it, in the group's own time: of all steps but the first with those one before.
+      const bool forward = direction[group] == 1;
+      const int64_t column = group * hidden;
+      const int64_t from = forward ? std::max<int64_t>(begin, 1) : begin;
+      const int64_t to = forward ? end : std::min(end, steps - 1);
+      auto before = [&](const Tensor& t, bool one_before, int64_t first) {
+        if (ragged && (one_before || t.dim() == 3)) return packed_rows(t, *ragged, 1, one_before, column, hidden);
+        const int64_t count = std::max<int64_t>(0, ragged ? rows - batch : (to - from) * batch);
+        const int64_t row = ragged ? (one_before ? 0 : batch) : first * batch;
+        return matrix(t, count, hidden, t.stride(0), t.stride(1), row * t.stride(0) + column * t.stride(1));
+      };
+      // Of its own, and then to its place: where memory is aligned otherwise, a GEMM may give other bits.
+      add_product(w_hh_bars[group], transposed(before(s_rows, !forward, from - begin)),
+                  before(h_rows, forward, forward ? from - 1 : from + 1));
+    }
   }
-  if (need_h0) h0_bar = batched_product(s_first, w_hh);
-  const int64_t later = std::max<int64_t>(rows - batch, 0);
-  for (int64_t group = 0; need_w_hh && group * hidden < columns; ++group) {
-    // s_t against the state before it, in the group's own time: of all steps but the first with those one before.
-    auto part = [&](const Tensor& t, bool one_before) {
-      if (ragged && (one_before || t.dim() == 3)) return packed_rows(t, *ragged, 1, one_before, group * hidden, hidden);
-      const int64_t row = one_before ? 0 : batch;
-      return matrix(t, later, hidden, t.stride(0), t.stride(1), row * t.stride(0) + group * hidden * t.stride(1));
-    };
-    const bool forward = direction[group] == 1;
-    // Of its own, and then to its place: where memory is aligned otherwise, a GEMM may give other bits.
-    const Tensor block = product(transposed(part(s_rows, !forward)), part(h_rows, forward));
+  if (lengths && need_x) x_bar = padded_rows(*x_bar, *ragged, x);
+  if (need_h0) h0_bar = batched_product(*s_first, w_hh);
+  Gradient w_hh_bar;
+  for (size_t group = 0; need_w_hh && group < direction.size(); ++group) {
+    const Tensor& block = *w_hh_bars[group];
     if (h0) {
-      const Tensor first = matrix(s_first, batch, hidden, hidden, 1, group * batch * hidden);
+      const Tensor first = matrix(*s_first, batch, hidden, hidden, 1, group * batch * hidden);
       const Tensor before = matrix(*h0, batch, hidden, h0->stride(1), h0->stride(2), group * h0->stride(0));
       multiply(block, transposed(first), before, /*add=*/true);
     }
