@@ -238,7 +238,7 @@ std::optional<Tensor> steps_of(const std::optional<Tensor>& sequence, int64_t be
 int64_t parts_of(const Tensor& h, int64_t rows) {
   constexpr int64_t kRows = 2048;
   if (h.element_size() == 2) return 1;
-  const int64_t in_l2 = this_machine().l2 / 2 / (h.size(2) * h.element_size());
+  const int64_t in_l2 = this_machine().l2 / 2 / std::max<int64_t>(1, h.size(2) * h.element_size());
   return std::clamp<int64_t>(rows / std::max(kRows, in_l2), 1, std::max<int64_t>(1, h.size(0)));
 }
 
@@ -278,20 +278,8 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t part = reversed ? i : parts - 1 - i, begin = part * steps / parts, end = (part + 1) * steps / parts;
     const Seed kind = i > 0 ? Seed::state : g_n ? Seed::product : Seed::none;
-    const Gradient seed = i > 0 ? s_first : g_n;
-    Call c{steps_of(g, begin, end),
-           seed,
-           w_hh,
-           steps_of(h, begin, end),
-           {},
-           {},
-           {},
-           {},
-           {},
-           derivative,
-           kind,
-           true,
-           backwards};
+    const Gradient g_part = steps_of(g, begin, end), h_part = steps_of(h, begin, end), seed = i > 0 ? s_first : g_n;
+    Call c{g_part, seed, w_hh, h_part, {}, {}, {}, {}, {}, derivative, kind, true, backwards};
     c.rows = ragged ? &*ragged : nullptr;
     // Without the padding of h and g: what the GEMMs then take of x and h has none either, where there may be NaN.
     if (lengths) c.output = empty(h, {rows, columns});

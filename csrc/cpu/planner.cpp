@@ -116,7 +116,7 @@ Share share_of(const Shape& s, const Tiling& k, Grid grid) {
 }
 
 // Whether row workers pack for themselves. What each keeps in its L2 anyway it has there sooner than it comes from the
-// core that has packed it: a line takes 16 cycles to be packed, and several times that to come. But of weights that
+// core that has packed it: a line takes 8 cycles to be packed, and ten times that to come. But of weights that
 // stay in L3, which all share, one copy is enough.
 bool packs_alone(const Shape& s, const Tiling& k, const Machine& m, Grid grid) {
   const Share mine = share_of({s.time, s.batch, 1, s.hidden, s.features}, k, {1, grid.columns});
