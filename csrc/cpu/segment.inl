@@ -29,10 +29,11 @@ struct Worker {
     return {panel + begin * bytes / rows, (end - begin) * bytes / rows / panels.depth};
   }
 
-  // Where step s begins to multiply its first panel, if it turns in L1: with the last whole block of the panel's sums,
-  // which the step before ended with. If it is the only panel, that began there too, and so ended with one before.
+  // Where step s begins to multiply its first panel, if it turns in L1: with the last block of the panel's sums, if
+  // that is three quarters of a whole one (of less, the detour takes longer), which the step before ended with. If it
+  // is the only panel, that began there too, and so ended with one before.
   int64_t first_row(int64_t s) const {
-    const int64_t block = K::tiling.sum_block, blocks = block ? panels.depth / block : 0;
+    const int64_t block = K::tiling.sum_block, blocks = block ? (panels.depth + block / 4) / block : 0;
     const bool alone = panel_end - panel_begin == 1;
     return std::max<int64_t>(0, blocks - 1 - (alone && s % 2 == 0)) * block;
   }
@@ -95,7 +96,7 @@ void multiply_from(int64_t first, K& kernel, const typename K::State* a, int64_t
   };
   if (first == 0) return multiply(0, depth, sums, pitch, add);
   alignas(64) Sum waiting[K::kSums];
-  const int64_t next = first + K::tiling.sum_block;
+  const int64_t next = std::min(first + K::tiling.sum_block, depth);
   multiply(first, next, waiting, width, false);
   multiply(0, first, sums, pitch, add);
   for (int i = 0; i < rows; ++i)
