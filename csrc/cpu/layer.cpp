@@ -242,8 +242,9 @@ int64_t parts_of(const Tensor& h, int64_t rows) {
   return std::clamp<int64_t>(rows / std::max(kRows, in_l2), 1, std::max<int64_t>(1, h.size(0)));
 }
 
-// The derivative formulas are those of Layer.backward and of what it calls (rnn_ext/layer.py, ops.py, transition.py).
 using Gradient = std::optional<Tensor>;
+
+// total += a b, or what it begins with.
 void add_product(Gradient& total, const Tensor& a, const Tensor& b) {
   if (!total)
     total = product(a, b);
@@ -251,6 +252,7 @@ void add_product(Gradient& total, const Tensor& a, const Tensor& b) {
     multiply(*total, a, b, /*add=*/true);
 }
 
+// The derivative formulas are those of Layer.backward and of what it calls (rnn_ext/layer.py, ops.py, transition.py).
 std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backward(
     const std::optional<Tensor>& g, const std::optional<Tensor>& g_n, const Tensor& x, const std::optional<Tensor>& h0,
     const Tensor& w_ih, const Tensor& w_hh, const Tensor& h, const std::optional<Tensor>& batch_sizes,

@@ -162,16 +162,11 @@ struct Rounded {
 // n elements from one format to another; nothing is rounded that was not rounded before.
 template <class To, class From>
 void convert_row(To* to, const From* from, int64_t n) {
+  // In other formats a row is mostly some vectors long, and a call of memcpy takes as long as that.
   if constexpr (std::is_same_v<To, From> && sizeof(To) == 2) {
     std::memcpy(to, from, n * sizeof(To));
-  } else if constexpr (std::is_same_v<To, From>) {
-    // A row is mostly some vectors long, and a call of memcpy takes as long as that.
-    constexpr int L = kLanes<To>;
-    int64_t i = 0;
-    for (; i + L <= n; i += L) store(to + i, load(from + i));
-    if (i < n) store_first(to + i, load_first(from + i, static_cast<int>(n - i)), static_cast<int>(n - i));
   } else {
-    constexpr int L = kLanes<float>;
+    constexpr int L = kLanes<Compute<To>>;
     int64_t i = 0;
     for (; i + L <= n; i += L) Rounded<To>(load(from + i)).store_to(to + i);
     if (i < n) {
@@ -184,14 +179,11 @@ void convert_row(To* to, const From* from, int64_t n) {
 // n zeros. Likewise.
 template <class T>
 void clear_row(T* row, int64_t n) {
-  if constexpr (sizeof(T) == 2) {
-    std::memset(row, 0, n * sizeof(T));
-  } else {
-    constexpr int L = kLanes<T>;
-    int64_t i = 0;
-    for (; i + L <= n; i += L) store(row + i, Vec<T>{});
-    if (i < n) store_first(row + i, Vec<T>{}, static_cast<int>(n - i));
-  }
+  constexpr int L = kLanes<Compute<T>>;
+  const Rounded<T> zero(Vec<Compute<T>>{});
+  int64_t i = 0;
+  for (; i + L <= n; i += L) zero.store_to(row + i);
+  if (i < n) zero.store_first_to(row + i, static_cast<int>(n - i));
 }
 
 // row *= by, elementwise.
