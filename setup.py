@@ -124,8 +124,8 @@ if not {"sdist", "egg_info", "clean"} & set(sys.argv):
         # Static: what loads the extension need not have the toolkit's libraries, nor a GPU.
         libraries, library_dirs = ["cudart_static", "dl", "rt", "pthread"], [runtime]
     elif cuda == "emulated":
-        for replaced in ("csrc/cpu/op.cpp", "csrc/cpu/layer.cpp"):
-            sources.remove(replaced)
+        for replaced in ("op", "layer", "gradient", "ragged"):
+            sources.remove(f"csrc/cpu/{replaced}.cpp")
         sources += sorted(str(p) for p in EMULATOR.glob("*.cpp"))
         include_dirs.append("tests/native")
         defines += ["-DRNN_EXT_CUDA_EMULATED", "-ftls-model=initial-exec"]

@@ -1,6 +1,6 @@
 // What the ops of every device have in common: their arguments, checked, and the torch-free problem in them. The op
-// glue (this, op.cpp in cpu/ and cuda/, layer.cpp, gemm.cpp and threads.cpp in cpu/), ops.cpp and module.cpp are all
-// that sees PyTorch, and only its stable ABI.
+// glue (this, op.cpp in cpu/ and cuda/, layer.cpp, gradient.cpp, ragged.cpp, gemm.cpp and threads.cpp in cpu/), ops.cpp
+// and module.cpp are all that sees PyTorch, and only its stable ABI.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -65,6 +65,8 @@ struct Call {
   const OwnedRows* rows = nullptr;
   const ProjectionOf* projection = nullptr;
   bool by_rows = false;
+  // Of input and factor (recurrence.h), of which only the first group's steps are looked at here.
+  int64_t lag = 0;
 };
 
 // t, or a copy of it, in which the last dimension is contiguous.
@@ -99,6 +101,7 @@ Problem<T> problem_of(const Call& c, const Shape& shape, const Tensor& output, c
   problem.weight = {static_cast<const T*>(c.weight.const_data_ptr()), c.weight.stride(0), c.weight.stride(1)};
   if (c.input) problem.input = sequence_of<const T>(*c.input);
   if (c.factor) problem.factor = sequence_of<const T>(*c.factor);
+  problem.input.lag = problem.factor.lag = c.lag;
   if (c.leak && c.leak->scalar_type() == torch::headeronly::ScalarType::Bool)
     problem.kept = sequence_of<const bool>(*c.leak);
   else if (c.leak)

@@ -71,7 +71,7 @@ struct Rows {
 // [g*H, (g+1)*H) of it. A null pointer stands for zeros.
 //
 // On a GPU all sequences of a problem are packed, or none is. On the CPU some may be: so a padded batch's gradient is
-// made without its padding, for the GEMMs that follow (cpu/layer.cpp).
+// made without its padding, for the GEMMs that follow (cpu/gradient.cpp).
 template <class T>
 struct Sequence {
   static constexpr int64_t kPacked = -1;  // in place of time_stride, which is never negative
@@ -79,6 +79,9 @@ struct Sequence {
   T* data = nullptr;
   int64_t time_stride = 0;
   int64_t row_stride = 0;
+  // Steps by which each group's begins after that of the group before it: two directions' gradient takes parts of the
+  // time from either end (cpu/gradient.cpp). On the CPU, for an input and a factor that are not packed.
+  int64_t lag = 0;
 
   constexpr bool packed() const { return time_stride == kPacked; }
   T* at(const Rows& rows, int64_t t) const {

@@ -324,3 +324,13 @@ def test_many_small_calls_keep_memory_and_time() -> None:
             keep.append(problem.run(ops)[0])
             del keep[:-50]
     assert (resident_pages() - before) * 4096 < 10000 * 1024
+
+
+def test_an_output_of_more_than_32_mib() -> None:
+    # For which other pages are asked for than for those of its parts.
+    u, w = torch.randn(17, 2000, 257), torch.randn(257, 257) / 16
+    h, last = ops.recurrence(u, None, w)
+    assert h.numel() * h.element_size() > 2**25
+    parts = [ops.recurrence(part, None, w) for part in u.split(500, dim=1)]
+    assert torch.equal(h, torch.cat([states for states, _ in parts], 1))
+    assert torch.equal(last, torch.cat([states for _, states in parts], 1))

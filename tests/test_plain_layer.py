@@ -138,12 +138,23 @@ def test_results_are_those_of_the_pieces(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("options", "time"), [({}, 73), ({}, 3), ({"num_layers": 2}, 73)])
+@pytest.mark.parametrize(
+    ("options", "time"),
+    [
+        ({}, 73),
+        ({}, 3),
+        ({"num_layers": 2}, 73),
+        ({"bidirectional": True}, 73),
+        ({"bidirectional": True, "num_layers": 2}, 73),
+        ({"bidirectional": True}, 3),
+        ({"bidirectional": True}, 2),
+    ],
+)
 def test_the_time_in_parts(
     time: int, options: dict[str, Any], bias: bool, dtype: torch.dtype, plain_calls: Counter[str]
 ) -> None:
-    """Of backward, where there are rows enough. Not with ReLU: of some million sums one is so near to zero that float32
-    has it on the other side."""
+    """Of backward, where there are rows enough; of two directions an odd number of parts, at most as many as steps. Not
+    with ReLU: of some million sums one is so near to zero that float32 has it on the other side."""
     batch, features, hidden = 9490 // time, 5, 129
     test_results_are_those_of_the_pieces(time, batch, features, hidden, options, bias, dtype, plain_calls)
 

@@ -117,9 +117,10 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
     const int64_t t = reversed ? steps - 1 - s : s;
     const State* previous = states[s & 1];
     State* current = states[(s + 1) & 1];
-    const S* input = p.input.data ? p.input.at(p.rows, t) + group_column : nullptr;
-    const S* factor = uses_factor(E) ? p.factor.at(p.rows, t) + group_column : nullptr;
-    S* output = p.output.at(p.rows, t) + group_column;
+    auto at = [&](const auto& sequence) { return sequence.at(p.rows, t + seg.group * sequence.lag) + group_column; };
+    const S* input = p.input.data ? at(p.input) : nullptr;
+    const S* factor = uses_factor(E) ? at(p.factor) : nullptr;
+    S* output = at(p.output);
 
     const int64_t alive = seg.alive(p.rows, t);
     // The other rows begin here, from a ready product or from zero.

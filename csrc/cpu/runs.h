@@ -1,4 +1,4 @@
-// What runs a checked call on the CPU, for the ops of op.cpp and layer.cpp.
+// What runs a checked call on the CPU, for the ops of op.cpp, layer.cpp and gradient.cpp.
 #pragma once
 
 #include "op.h"

@@ -12,7 +12,7 @@ using namespace rnn_ext::test;
 
 namespace {
 
-// A padded ragged case with some of its sequences packed instead, as a gradient's are (cpu/layer.cpp).
+// A padded ragged case with some of its sequences packed instead, as a gradient's are (cpu/gradient.cpp).
 template <class T>
 class PartlyPacked {
  public:
@@ -66,13 +66,42 @@ class PartlyPacked {
   std::unique_ptr<bool[]> kept_;
 };
 
+// A dense case whose groups' inputs and factors begin at different steps, as two directions' do where a gradient takes
+// parts of the time (cpu/gradient.cpp).
+template <class T>
+class Apart {
+ public:
+  Apart(const Case<T>& c, Problem<T>& p, unsigned seed) {
+    const int64_t lag = (seed % 2 ? 1 : -1) * (1 + static_cast<int64_t>(seed / 2 % 3));
+    const int64_t all = std::abs(lag) * (c.shape.groups - 1), first = lag < 0 ? all : 0;
+    const int64_t step = c.shape.batch * c.columns();
+    auto move = [&](Sequence<const T>& sequence, std::vector<T>& apart) {
+      if (!sequence.data) return;
+      apart.assign((c.shape.time + all) * step, Format<T>::nearest(std::nan("")));
+      for (int64_t i = 0; i < c.shape.time * step; ++i) {
+        const int64_t group = i % c.columns() / c.shape.hidden;
+        apart[i + (first + group * lag) * step] = sequence.data[i];
+      }
+      sequence.data = apart.data() + first * step;
+      sequence.lag = lag;
+    };
+    move(p.input, input_);
+    move(p.factor, factor_);
+  }
+
+ private:
+  std::vector<T> input_, factor_;
+};
+
 template <class T>
 Result<T> run(const Case<T>& c, const Isa& isa, int threads, bool fewer = false, bool by_rows = false,
-              unsigned pack_some = 0) {
+              unsigned elsewhere = 0) {
   Result<T> r;
   Problem<T> p = problem_of(c, r);
   std::optional<PartlyPacked<T>> partly;
-  if (pack_some && c.kind == Kind::lengths) partly.emplace(c, p, r, pack_some);
+  std::optional<Apart<T>> apart;
+  if (elsewhere && c.kind == Kind::lengths) partly.emplace(c, p, r, elsewhere);
+  if (elsewhere && c.kind == Kind::dense && !p.leaks()) apart.emplace(c, p, elsewhere);
 
   // A machine with tiny caches, where meeting is free, so that the planner splits small shapes too; or with a larger
   // one for weights.
@@ -121,11 +150,11 @@ int check_random(unsigned seed) {
         CHECK(same_bits(team.output, alone.output) && same_bits(team.last, alone.last),
               "%s%s T=%ld B=%ld G=%ld H=%ld: %d threads give other bits than one", isa->name, by_rows ? " by rows" : "",
               long(shape.time), long(shape.batch), long(shape.groups), long(shape.hidden), threads);
-        const Result<T> packed = run(c, *isa, threads, /*fewer=*/false, by_rows, /*pack_some=*/seed + 1);
-        CHECK(same_bits(packed.output, alone.output) && same_bits(packed.last, alone.last),
-              "%s%s T=%ld B=%ld G=%ld H=%ld, %d threads: other bits where some sequences are packed", isa->name,
-              by_rows ? " by rows" : "", long(shape.time), long(shape.batch), long(shape.groups), long(shape.hidden),
-              threads);
+        const Result<T> moved = run(c, *isa, threads, /*fewer=*/false, by_rows, /*elsewhere=*/seed + 1);
+        CHECK(same_bits(moved.output, alone.output) && same_bits(moved.last, alone.last),
+              "%s%s T=%ld B=%ld G=%ld H=%ld, %d threads: other bits where sequences are packed or groups apart",
+              isa->name, by_rows ? " by rows" : "", long(shape.time), long(shape.batch), long(shape.groups),
+              long(shape.hidden), threads);
       }
     }
   }
