@@ -377,8 +377,10 @@ def test_ragged_calls_agree() -> None:
     assert isinstance(shuffled, torch.Tensor)
     assert sorted(shuffled.any(2).sum(0).tolist()) == sorted(shape.lengths)
     (row,) = [r for r in ragged.measure(shape, 0.01) if r.level == FORWARD]
-    assert len(row.costs) == 3
-    assert min(row.costs) > 0
+    assert list(row.costs) == list(ragged.LAYOUTS[1:])
+    assert min(row.costs.values()) > 0
+    assert row.of_short() == [row.costs[name] / row.costs[ragged.SHORT] for name in ragged.RAGGED]
+    assert forward[ragged.SHORT]().shape[0] == 4  # of 6, 4, 3 and 1 steps on average, rounded up
 
 
 def test_odd_sizes_and_their_neighbours() -> None:
