@@ -155,12 +155,14 @@ def test_the_time_in_parts(
 ) -> None:
     """Of backward, where there are rows enough; of two directions an odd number of parts, at most as many as steps. Not
     with ReLU: of some million sums one is so near to zero that float32 has it on the other side."""
+    torch.set_num_threads(2)  # with many of them, parts are larger
     batch, features, hidden = 9490 // time, 5, 129
     test_results_are_those_of_the_pieces(time, batch, features, hidden, options, bias, dtype, plain_calls)
 
 
 @pytest.mark.parametrize(("time", "batch"), [(7, 3), (73, 130), (1, 9001)])
 def test_a_reversed_layer_is_the_layer_of_reversed_time(time: int, batch: int) -> None:
+    torch.set_num_threads(2)  # with many of them, parts are larger
     features, hidden = 5, 129
     shapes = [(time, batch, features), (1, batch, hidden), (hidden, features), (hidden, hidden), (hidden,), (hidden,)]
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]

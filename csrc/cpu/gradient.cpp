@@ -1,6 +1,7 @@
 // The first-order gradient of a plain layer. Its formulas are those of Layer.backward and of what it calls
 // (rnn_ext/layer.py, ops.py, transition.py).
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cstring>
@@ -28,10 +29,12 @@ class Parts {
   Parts(const Tensor& h, int64_t directions, bool ragged) : steps_(h.size(0)), count_(1) {
     // Not in 16 bits, in which each part's sum would be rounded.
     if (ragged || h.element_size() == 2 || directions > 2 || steps_ == 0) return;
-    // Rows enough that to pack W for each part takes 1 % of the time.
-    constexpr int64_t kRows = 2048;
-    const int64_t in_l2 = this_machine().l2 / 2 / (h.size(2) * h.element_size());
-    count_ = std::clamp<int64_t>(steps_ * h.size(1) / std::max(kRows, in_l2), 1, steps_);
+    // Rows enough that what a part costs, packing W and calling PyTorch's GEMMs, takes 3 % of the time at H = 64; and
+    // as many as leave room in L2 for h and x beside s.
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t enough = std::max<int64_t>(2048, 1024 * threads);
+    const int64_t in_l2 = threads * (this_machine().l2 / 4) / (h.size(2) * h.element_size());
+    count_ = std::clamp<int64_t>(steps_ * h.size(1) / std::max(enough, in_l2), 1, steps_);
     if (directions == 2 && count_ % 2 == 0) count_ += count_ < steps_ ? 1 : -1;
   }
 
