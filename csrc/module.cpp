@@ -54,13 +54,19 @@ bool has_gemm(const std::string& dtype) {
                                                       : ScalarType::Float);
 }
 
-py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, const std::string& dtype, int threads) {
-  const rnn_ext::Shape shape = {time, batch, groups, hidden};
+// Of a plain layer with so many input features, as layer.cpp would compute it; with none, of a recurrence.
+py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, const std::string& dtype, int threads,
+                  int64_t features) {
+  rnn_ext::Shape shape = {time, batch, 1, hidden, features};
   const rnn_ext::Isa& isa = rnn_ext::current_isa();
-  const rnn_ext::Tiling& tiling = dtype == "float32"   ? isa.f32.tiling
-                                  : dtype == "float64" ? isa.f64.tiling
-                                  : dtype == "float16" ? isa.f16.tiling
-                                                       : isa.bf16.tiling;
+  const bool by_rows = features > 0 && !rnn_ext::worth_packing(shape, dtype == "float16" || dtype == "bfloat16");
+  const rnn_ext::Tiling& tiling = dtype == "float32"   ? rnn_ext::kernel_for<float>(isa, by_rows).tiling
+                                  : dtype == "float64" ? rnn_ext::kernel_for<double>(isa, by_rows).tiling
+                                  : dtype == "float16" ? rnn_ext::kernel_for<rnn_ext::half>(isa, by_rows).tiling
+                                                       : rnn_ext::kernel_for<rnn_ext::bfloat16>(isa, by_rows).tiling;
+  const bool projects = rnn_ext::projects(shape, tiling, rnn_ext::this_machine());
+  shape.groups = groups;
+  shape.features = projects ? features : 0;
   const rnn_ext::Plan plan =
       rnn_ext::make_plan(shape, tiling, rnn_ext::cpu::machine_for(shape, tiling, threads), threads);
   py::dict d;
@@ -68,10 +74,13 @@ py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, c
   d["row_workers"] = plan.row_workers;
   d["column_workers"] = plan.column_workers;
   d["panels"] = plan.panels;
+  d["by_rows"] = by_rows;
+  d["projects"] = projects;
+  d["ahead"] = plan.ahead;
   d["chains"] = plan.chains;
   d["tiles_first"] = plan.tiles_first;
   d["turns_in_l1"] = plan.turns_in_l1;
-  d["workspace_bytes"] = plan.packed_bytes + plan.states_bytes;
+  d["workspace_bytes"] = plan.packed_bytes + plan.states_bytes + plan.inputs_bytes;
   d["estimated_cycles"] = plan.cycles;
   d["reason"] = rnn_ext::reason(plan, shape);
   return d;
@@ -117,7 +126,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("has_gemm", &has_gemm, py::arg("dtype"));
   m.def("tf32_is_allowed", &rnn_ext::cuda::tf32_is_allowed);
   m.def("cpu_plan", &cpu_plan, py::arg("time"), py::arg("batch"), py::arg("groups"), py::arg("hidden"),
-        py::arg("dtype"), py::arg("threads"));
+        py::arg("dtype"), py::arg("threads"), py::arg("features") = 0);
   m.def("cuda_plan", &cuda_plan, py::arg("time"), py::arg("batch"), py::arg("groups"), py::arg("hidden"),
         py::arg("dtype"), py::arg("capability"), py::arg("multiprocessors"), py::arg("shared_bytes"));
 }

@@ -43,17 +43,20 @@ def explain(
     batch: int,
     hidden_size: int,
     *,
+    input_size: int | None = None,
     groups: int = 1,
     dtype: torch.dtype = torch.float32,
     threads: int | None = None,
     device: str = "cpu",
 ) -> str:
-    """Which kernel, tiling and thread split a recurrence would get, and why.
+    """Which kernel, tiling and thread split a recurrence, or a layer of a module, would get, and why.
 
     Args:
         time: T, the number of steps.
         batch: B, the number of sequences.
         hidden_size: H.
+        input_size: I, of a layer on the CPU with its projection; None for a recurrence alone, as
+            :func:`rnn_ext.ops.recurrence` runs it, and a layer with zoneout, recurrent dropout or ``reset``.
         groups: G, 2 for a bidirectional layer.
         dtype: one that has a kernel (``build_info()["dtypes"]``).
         threads: on the CPU, at most how many; default ``torch.get_num_threads()``.
@@ -64,12 +67,14 @@ def explain(
         A few lines of text.
 
     Raises:
-        ValueError: a size that is negative or too large for CUDA, no thread, a dtype without a kernel, or a device that
-            is neither here nor one of those.
+        ValueError: a size that is negative or too large for CUDA, an ``input_size`` that is not positive or that is
+            given for a GPU, no thread, a dtype without a kernel, or a device that is neither here nor one of those.
     """
     for name, value in (("time", time), ("batch", batch), ("hidden_size", hidden_size), ("groups", groups)):
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
+    if input_size is not None and (input_size < 1 or device != "cpu"):
+        raise ValueError(f"input_size must be positive, and of a layer on the CPU, got {input_size} for {device}")
     names = _C.build_info()["dtypes"]
     if str(dtype).removeprefix("torch.") not in names:
         raise ValueError(f"dtype must be one with a kernel ({', '.join(names)}), got {dtype}")
@@ -78,15 +83,27 @@ def explain(
     threads = torch.get_num_threads() if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads must be positive, got {threads}")
-    plan = _C.cpu_plan(time, batch, groups, hidden_size, str(dtype).removeprefix("torch."), threads)
+    plan = _C.cpu_plan(
+        time, batch, groups, hidden_size, str(dtype).removeprefix("torch."), threads, features=input_size or 0
+    )
     workers = plan["row_workers"] * plan["column_workers"]
     order = "each tile of rows through all of them" if plan["tiles_first"] else "all rows through each"
     if plan["turns_in_l1"]:
         order += ", beginning where the step before has ended"
+    panels = f"{plan['panels']} of the columns of W, {order}; {plan['chains']} chain(s) of sums over k"
+    what, features = "recurrence", ""
+    if input_size is not None:
+        how = "by PyTorch's GEMM, of all steps beforehand"
+        if plan["projects"]:
+            how = "by the kernel, of some steps ahead" if plan["ahead"] else "by the kernel, of a tile with its step"
+        what, features = "layer", f" I={input_size}"
+        panels += f"\n  input     W_ih x_t {how}"
+    if plan["by_rows"]:
+        panels = panels.replace(" of the columns of W,", " of W's rows, which are read as they lie if contiguous,")
     return (
-        f"recurrence T={time} B={batch} G={groups} H={hidden_size} {dtype}: {plan['isa']} kernel\n"
+        f"{what} T={time} B={batch} G={groups}{features} H={hidden_size} {dtype}: {plan['isa']} kernel\n"
         f"  threads   {workers} of {threads}: {plan['row_workers']} over rows x {plan['column_workers']} over columns\n"
-        f"  panels    {plan['panels']} of the columns of W, {order}; {plan['chains']} chain(s) of sums over k\n"
+        f"  panels    {panels}\n"
         f"  workspace {plan['workspace_bytes'] / 2**20:.2f} MiB\n"
         f"  estimate  {plan['estimated_cycles'] / max(1, time):.0f} cycles a step\n"
         f"  because   {plan['reason']}"

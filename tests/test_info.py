@@ -40,10 +40,23 @@ def test_explain() -> None:
     assert "all rows through each" in rnn_ext.explain(10, 64, 4096)
 
 
+def test_explain_a_layer() -> None:
+    # Of one row, of rows that fill tiles, with weights beyond any L2, and of so few steps that packing would not pay.
+    assert "W_ih x_t by the kernel, of some steps ahead" in rnn_ext.explain(100, 1, 64, input_size=64)
+    text = rnn_ext.explain(100, 32, 64, input_size=7)
+    assert "layer T=100 B=32 G=1 I=7 H=64" in text
+    assert "W_ih x_t by the kernel, of a tile with its step" in text
+    assert "W_ih x_t by PyTorch's GEMM, of all steps beforehand" in rnn_ext.explain(10, 64, 4096, input_size=8)
+    assert "which are read as they lie" in rnn_ext.explain(1, 1, 64, input_size=64)
+    assert "which are read as they lie" not in rnn_ext.explain(1, 1, 64)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "sentence"),
     [
         ({"batch": -1}, "batch must not be negative, got -1"),
+        ({"input_size": 0}, "input_size must be positive, and of a layer on the CPU, got 0 for cpu"),
+        ({"input_size": 8, "device": "A100"}, "input_size must be positive, and of a layer on the CPU, got 8 for A100"),
         (
             {"dtype": torch.int32},
             "dtype must be one with a kernel .float32, float64, float16, bfloat16., got torch.int32",
