@@ -136,55 +136,42 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
     const Step<K> step = {t, input, factor, output, current, alive_before, going};
     auto batch_index = [&](int64_t i) { return p.rows.batch_index(seg.row(i)); };
 
-    auto multiply_and_finish = [&](const Panel& panel, int64_t i0, int64_t i1) __attribute__((always_inline)) {
-      const typename K::Packed* const weights = packed + panels.offset(panel);
+    // A tile's sums in a panel: at `to`, `pitch` apart, unless the input that they are added to lies elsewhere.
+    auto sums_of = [&](const Panel& panel, int64_t i0, int64_t i1, Sum* to,
+                       int64_t& pitch) __attribute__((always_inline)) {
       if (me.plan.fetches_rows) fetch_rows(me, seg, step, i0, i1, panel.column, panel.columns);
       if constexpr (K::tiling.projects) {
-        if (projected) {
-          int64_t pitch = panel.width * panels.lanes;
-          Sum* const begun = projected->begin_sums(s, panel, i0, i1, sums, &pitch);
-          if (i0 < going)
-            multiply_from(panel.index == first_panel ? first_row : 0, me.kernel, previous + i0 * me.stride, me.stride,
-                          static_cast<int>(std::min(i1, going) - i0), weights, panel.columns, me.plan.chains,
-                          panels.depth, begun, pitch, true);
-          return finish_rows<E, K>(me, seg, step, i0, i1, begun, pitch, panel.column, panel.columns);
-        }
+        if (projected) to = projected->begin_sums(s, panel, i0, i1, to, &pitch);
       }
+      const typename K::Packed* const weights = packed + panels.offset(panel);
       const State* const rows = previous + i0 * me.stride;
-      const int64_t pitch = panel.width * panels.lanes;
-      const int count = static_cast<int>(i1 - i0);
-      if constexpr (K::tiling.sum_block > 0) {
-        if (first_row > 0 && panel.index == first_panel) {
-          multiply_from(first_row, me.kernel, rows, me.stride, count, weights, panel.columns, me.plan.chains,
-                        panels.depth, sums, pitch, false);
-          return finish_rows<E, K>(me, seg, step, i0, i1, sums, pitch, panel.column, panel.columns);
-        }
-      }
-      me.kernel.multiply(rows, me.stride, count, weights, panel.columns, me.plan.chains, panels.depth, sums,
-                         me.fetch(packed, backwards ? panel.index - 1 : panel.index + 1, i0, i1, going));
-      finish_rows<E, K>(me, seg, step, i0, i1, sums, pitch, panel.column, panel.columns);
-    };
-    auto multiply_and_finish_rows = [&](int64_t i0, int64_t i1) __attribute__((always_inline)) {
       const int count = static_cast<int>(std::min(i1, going) - i0);
-      for (int64_t j = me.panel_begin; j < me.panel_end; ++j) {
-        const Panel& panel = me.cut[j];
-        if (me.plan.fetches_rows) fetch_rows(me, seg, step, i0, i1, panel.column, panel.columns);
-        Sum* const begun = row_sums + panel.column - me.column_begin;
-        int64_t pitch = row_pitch;
-        if constexpr (K::tiling.projects) {
-          if (projected) projected->begin_sums(s, panel, i0, i1, begun, &pitch);
-        }
-        if constexpr (K::tiling.sum_block > 0) {
+      const int64_t first = panel.index == first_panel ? first_row : 0;
+      if constexpr (K::tiling.projects || K::tiling.sum_block > 0) {
+        if (projected || first > 0 || me.plan.whole_rows) {
           if (count > 0)
-            me.kernel.multiply_onto(previous + i0 * me.stride, me.stride, count, packed + panels.offset(panel),
-                                    panel.columns, me.plan.chains, panels.depth, begun, pitch, projected != nullptr);
+            multiply_from(first, me.kernel, rows, me.stride, count, weights, panel.columns, me.plan.chains,
+                          panels.depth, to, pitch, projected != nullptr);
+          return to;
         }
       }
-      finish_rows<E, K>(me, seg, step, i0, i1, row_sums, row_pitch, me.column_begin, my_columns);
+      me.kernel.multiply(rows, me.stride, count, weights, panel.columns, me.plan.chains, panels.depth, to,
+                         me.fetch(packed, backwards ? panel.index - 1 : panel.index + 1, i0, i1, going));
+      return to;
+    };
+    auto multiply_and_finish = [&](const Panel& panel, int64_t i0, int64_t i1) __attribute__((always_inline)) {
+      int64_t pitch = panel.width * panels.lanes;
+      Sum* const done = sums_of(panel, i0, i1, sums, pitch);
+      finish_rows<E, K>(me, seg, step, i0, i1, done, pitch, panel.column, panel.columns);
     };
     const int64_t tiled = projected ? alive : going;
     if (me.plan.whole_rows) {
-      for_each_tile(tiled, tallest, multiply_and_finish_rows);
+      for_each_tile(tiled, tallest, [&](int64_t i0, int64_t i1) {
+        int64_t pitch = row_pitch;
+        for (int64_t j = me.panel_begin; j < me.panel_end; ++j)
+          sums_of(me.cut[j], i0, i1, row_sums + me.cut[j].column - me.column_begin, pitch);
+        finish_rows<E, K>(me, seg, step, i0, i1, row_sums, pitch, me.column_begin, my_columns);
+      });
     } else if (me.plan.tiles_first) {
       for_each_tile(tiled, tallest, [&](int64_t i0, int64_t i1) {
         for (int64_t j = me.panel_begin; j < me.panel_end; ++j) multiply_and_finish(me.cut[j], i0, i1);
