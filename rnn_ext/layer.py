@@ -2,8 +2,8 @@
 
 Composed of two differentiable pieces, ``gemm.linear`` and ``ops.recurrence``. In plain reverse mode, which is all that
 training asks for, both are one autograd node: a short sequence is then not outweighed by five nodes' bookkeeping. And
-what is called most, no reset, mask or leak, on the CPU, is one op there and one in backward (``csrc/cpu/layer.cpp``),
-as long as nothing else wants to see or to differentiate the pieces.
+what is called most, no reset, mask or leak, on the CPU, is one op there and one in backward (``csrc/cpu/layer.cpp``,
+``gradient.cpp``), as long as nothing else wants to see or to differentiate the pieces.
 """
 
 from __future__ import annotations
