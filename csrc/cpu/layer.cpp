@@ -8,9 +8,8 @@
 
 #include <algorithm>
 
-#include "cpu/layer.h"
-
 #include "cpu/gemm.h"
+#include "cpu/layer.h"
 #include "cpu/ragged.h"
 #include "cpu/runs.h"
 
