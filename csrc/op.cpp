@@ -128,11 +128,15 @@ Shape check_call(const Call& c) {
     packed_rows = c.rows->count();
   } else if (c.batch_sizes) {
     shape.time = c.batch_sizes->size(0);
-    shape.batch = shape.time ? int64_values(*c.batch_sizes, "batch_sizes")[0] : 0;
+    const int64_t* sizes = int64_values(*c.batch_sizes, "batch_sizes");
+    shape.batch = shape.time ? sizes[0] : 0;
   } else {
     shape.time = rows.size(0);
     shape.batch = rows.size(1);
   }
+  // Without a step the last state would be the first, and so would its gradient, which no formula here gives.
+  STD_TORCH_CHECK(shape.time > 0, c.batch_sizes ? "batch_sizes" : name, " must have at least one step, got ",
+                  text(c.batch_sizes ? *c.batch_sizes : rows));
   const int64_t columns = groups * shape.hidden;
   STD_TORCH_CHECK(rows.size(dims - 1) == columns, name, " must have G*H = ", columns, " columns, got ", text(rows));
   auto check_like_rows = [&](const std::optional<Tensor>& t, const char* of) {

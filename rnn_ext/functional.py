@@ -108,6 +108,8 @@ def rnn(
         raise ValueError(
             f"weights must hold one group for each layer and direction ({directions} directions), got {len(weights)}"
         )
+    if batch_sizes is None and input.shape[0] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     masked = bool(training and recurrent_dropout)
     padding = None
     if lengths is not None:

@@ -193,8 +193,6 @@ class RNN(nn.RNNBase):
         if hx is not None:
             states = len(weights)
             self.check_hidden_size(hx, (states, input.shape[1], self.hidden_size))
-        if input.shape[0] == 0:
-            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if lengths is not None:
             if not batched:
                 raise ValueError("lengths is for batched input; an unbatched sequence is its own length")

@@ -143,15 +143,12 @@ def make(
 
 
 @st.composite
-def problems(
-    draw: st.DrawFn, max_hidden: int = 200, min_time: int = 0, max_time: int = 12, max_batch: int = 19
-) -> Problem:
+def problems(draw: st.DrawFn, max_hidden: int = 200, max_time: int = 12, max_batch: int = 19) -> Problem:
     """Any problem."""
     layout = draw(st.sampled_from(["dense", "lengths", "packed"]))
-    ragged = layout != "dense"
     linear = draw(st.booleans())
     return make(
-        draw(st.integers(max(min_time, int(ragged)), max_time)),
+        draw(st.integers(1, max_time)),
         draw(st.integers(int(layout == "packed"), max_batch)),
         draw(st.sampled_from([h for h in HIDDEN if h <= max_hidden])),
         tuple(draw(st.lists(st.sampled_from([1, -1]), min_size=1, max_size=3))),

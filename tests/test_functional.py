@@ -49,6 +49,8 @@ def test_bad_arguments() -> None:
         functional.rnn(torch.randn(7, 2, 3), weights, nonlinearity="sin")
     with pytest.raises(ValueError, match=r"one group for each layer and direction \(2 directions\), got 1"):
         functional.rnn(torch.randn(7, 2, 3), weights, bidirectional=True)
+    with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0 in RNN"):
+        functional.rnn(torch.randn(0, 2, 3), weights)
     with pytest.raises(ValueError, match="Unknown nonlinearity 'sin'"):
         functional.rnn_cell(torch.randn(2, 3), torch.randn(2, 5), *weights[0], nonlinearity="sin")
 

@@ -350,7 +350,7 @@ def test_gradients_of_gradients(time: int, bidirectional: bool, plain_calls: Cou
     assert plain_calls["_plain_layer"]
 
 
-@pytest.mark.parametrize("shape", [(0, 2, 3), (4, 0, 3), (4, 2, 0)])
+@pytest.mark.parametrize("shape", [(4, 0, 3), (4, 2, 0)])
 def test_nothing_there(shape: tuple[int, int, int]) -> None:
     w = [torch.randn(5, shape[2]), torch.randn(5, 5), torch.randn(5), torch.randn(5)]
     x, hx = torch.randn(shape), torch.randn(1, shape[1], 5)

@@ -281,11 +281,6 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
           states + (b * shape.groups * shape.batch + seg.state_row) * me.stride + (b * workers + row_worker + 1) * page;
   };
 
-  if (shape.time == 0) {
-    for_each_segment(shape, problem.rows, row_worker, row_workers,
-                     [&](const Segment& seg) { copy_seed_to_last(me, seg); });
-    return;
-  }
   // Panels of my own columns, which so land in my own cache: all of them, or each `parts`-th.
   auto pack = [&](int64_t g, int part, int parts) {
     const int64_t place = place_of(g);

@@ -143,20 +143,6 @@ void clear_padding(const Worker<K>& me, const Segment& seg, typename K::State* c
                   (me.stride - me.column_end) * sizeof(typename K::State));
 }
 
-// No step at all: each row's last state is the one it started from.
-template <class K>
-void copy_seed_to_last(const Worker<K>& me, const Segment& seg) {
-  using S = typename K::Storage;
-  const Problem<S>& p = me.problem;
-  for (int64_t i = seg.first; i < seg.first + seg.count; ++i) {
-    S* last = p.last.at(seg.group, i) + me.column_begin;
-    if (p.seed_kind == Seed::state)
-      std::memcpy(last, p.seed.at(seg.group, i) + me.column_begin, (me.column_end - me.column_begin) * sizeof(S));
-    else
-      std::fill(last, last + (me.column_end - me.column_begin), S{});
-  }
-}
-
 // Calls visit(begin, end) for each tile of so many rows: as few tiles as fit the registers, all of nearly one height,
 // since a low tile wastes FMA slots.
 template <class Visit>

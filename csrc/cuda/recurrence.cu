@@ -8,14 +8,6 @@
 namespace rnn_ext::cuda {
 namespace {
 
-template <class T>
-__global__ void copy_seed_to_last(const DeviceProblem<T> problem) {
-  const int64_t row = blockIdx.x, group = blockIdx.y;
-  for (int64_t k = threadIdx.x; k < problem.shape.hidden; k += blockDim.x)
-    problem.last.at(group, row)[k] =
-        problem.seed_kind == Seed::state ? problem.seed.at(group, row)[k] : rounded<T>(Sum<T>(0));
-}
-
 template <class T, class Multiply, template <class> class Exchange, bool kPlain, bool kOneTile>
 cudaError_t launch_sequence(const DeviceProblem<T>& problem, const Plan& plan, void* workspace, cudaStream_t stream) {
   constexpr auto kernel = sequence_kernel<T, Multiply, Exchange, kPlain, kOneTile>;
@@ -102,12 +94,12 @@ cudaError_t run_stepwise(const DeviceProblem<T>& problem, const int64_t* alive_a
 template <class T>
 cudaError_t run_on(const DeviceProblem<T>& problem, const Plan& plan, void* workspace, const int64_t* alive_at,
                    cudaStream_t stream) {
-  const Shape& shape = problem.shape;
-  LaunchConfig rows{dim3(static_cast<unsigned>(shape.batch), static_cast<unsigned>(shape.groups)), dim3(128)};
-  rows.stream = stream;
-  if (shape.time == 0) return launch(rows, copy_seed_to_last<T>, problem);
-  if (problem.rows.length && problem.rows.padded())
+  if (problem.rows.length && problem.rows.padded()) {
+    const Shape& shape = problem.shape;
+    LaunchConfig rows{dim3(static_cast<unsigned>(shape.batch), static_cast<unsigned>(shape.groups)), dim3(128)};
+    rows.stream = stream;
     if (const cudaError_t error = launch(rows, clear_ended<T>, problem)) return error;
+  }
   if (plan.variant != Variant::stepwise) {
     if constexpr (sizeof(T) == 2) return run_teams<T, true>(problem, plan, workspace, stream);
     if constexpr (sizeof(T) == 4)

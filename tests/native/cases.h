@@ -82,7 +82,7 @@ struct Case {
   Case(const Shape& s, unsigned random_seed, bool may_project = false) : shape(s) {
     std::mt19937 random(random_seed);
     auto pick = [&](int n) { return static_cast<int>(random() % n); };
-    kind = static_cast<Kind>(s.time && s.batch ? pick(3) : 0);
+    kind = static_cast<Kind>(s.batch ? pick(3) : 0);
     epilogue = static_cast<Epilogue>(pick(5));
     seed_kind = static_cast<Seed>(pick(uses_factor(epilogue) ? 3 : 2));
     transpose = pick(2);

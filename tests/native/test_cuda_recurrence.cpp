@@ -72,7 +72,7 @@ int check_random(unsigned seed, const std::vector<cuda_emulator::Schedule>& sche
                  cuda::Format format = cuda::kFormat<T>) {
   std::mt19937 random(seed);
   constexpr int64_t kHidden[] = {1, 3, 5, 16, 31, 32, 33, 40, 64, 65, 100, 127, 128, 129, 200, 256, 257};
-  Shape shape = {static_cast<int64_t>(random() % 6), static_cast<int64_t>(1 + random() % 7),
+  Shape shape = {static_cast<int64_t>(1 + random() % 5), static_cast<int64_t>(1 + random() % 7),
                  1 + static_cast<int64_t>(random() % 2), kHidden[random() % std::size(kHidden)]};
   if (shape.hidden > 130) shape.batch = std::min<int64_t>(shape.batch, 3);
   // More rows than a tile of the stepwise kernel has, now and then.
@@ -86,7 +86,7 @@ int check_random(unsigned seed, const std::vector<cuda_emulator::Schedule>& sche
     std::string error;
     const Result<T> got = run(c, plan, error);
     CHECK(error.empty(), "%s: %s", how.c_str(), error.c_str());
-    if (shape.time == 0 || !compare(got.output, want.output, c, "output", how.c_str()))
+    if (!compare(got.output, want.output, c, "output", how.c_str()))
       if (compare(got.last, want.last, c, "last", how.c_str())) return failures;
   }
   return failures;

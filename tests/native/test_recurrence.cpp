@@ -131,7 +131,7 @@ template <class T>
 int check_random(unsigned seed) {
   std::mt19937 random(seed);
   constexpr int64_t kHidden[] = {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 70, 97, 129, 150, 257};
-  const Shape shape = {static_cast<int64_t>(random() % 8),
+  const Shape shape = {static_cast<int64_t>(1 + random() % 7),
                        static_cast<int64_t>(random() % 4 ? random() % 15 : random() % 80),
                        1 + static_cast<int64_t>(random() % 3), kHidden[random() % std::size(kHidden)]};
   const Case<T> c(shape, seed, /*may_project=*/true);
@@ -143,7 +143,7 @@ int check_random(unsigned seed) {
     for (const bool by_rows : {false, true}) {
       if (by_rows && !rows_too) continue;
       const Result<T> alone = run(c, *isa, 1, /*fewer=*/false, by_rows);
-      if (shape.time == 0 || !compare(alone.output, want.output, c, "output", isa->name))
+      if (!compare(alone.output, want.output, c, "output", isa->name))
         if (compare(alone.last, want.last, c, "last", isa->name)) return failures;
       for (int threads : {2, 3, 5}) {
         const Result<T> team = run(c, *isa, threads, /*fewer=*/seed % 4 == 0, by_rows);
