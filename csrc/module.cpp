@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <map>
+#include <utility>
 
 #include "cpu/gemm.h"
 #include "cpu/isa.h"
@@ -57,25 +58,28 @@ bool has_gemm(const std::string& dtype) {
 // Of a plain layer with so many input features, as layer.cpp would compute it; with none, of a recurrence.
 py::dict cpu_plan(int64_t time, int64_t batch, int64_t groups, int64_t hidden, const std::string& dtype, int threads,
                   int64_t features) {
-  rnn_ext::Shape shape = {time, batch, 1, hidden, features};
   const rnn_ext::Isa& isa = rnn_ext::current_isa();
-  const bool by_rows = features > 0 && !rnn_ext::worth_packing(shape, dtype == "float16" || dtype == "bfloat16");
-  const rnn_ext::Tiling& tiling = dtype == "float32"   ? rnn_ext::kernel_for<float>(isa, by_rows).tiling
-                                  : dtype == "float64" ? rnn_ext::kernel_for<double>(isa, by_rows).tiling
-                                  : dtype == "float16" ? rnn_ext::kernel_for<rnn_ext::half>(isa, by_rows).tiling
-                                                       : rnn_ext::kernel_for<rnn_ext::bfloat16>(isa, by_rows).tiling;
-  const bool projects = rnn_ext::projects(shape, tiling, rnn_ext::this_machine());
-  shape.groups = groups;
-  shape.features = projects ? features : 0;
-  const rnn_ext::Plan plan =
-      rnn_ext::make_plan(shape, tiling, rnn_ext::cpu::machine_for(shape, tiling, threads), threads);
+  rnn_ext::Shape shape = {time, batch, groups, hidden, 0};
+  auto made = [&](auto format) {
+    using S = decltype(format);
+    rnn_ext::Way way;
+    if (features > 0) way = rnn_ext::way_for<S>(isa, {time, batch, 1, hidden, features}, /*contiguous=*/true);
+    if (way.projects) shape.features = features;
+    const rnn_ext::Tiling& tiling = rnn_ext::kernel_for<S>(isa, way.by_rows).tiling;
+    return std::pair(way,
+                     rnn_ext::make_plan(shape, tiling, rnn_ext::cpu::machine_for(shape, tiling, threads), threads));
+  };
+  const auto [way, plan] = dtype == "float32"   ? made(float{})
+                           : dtype == "float64" ? made(double{})
+                           : dtype == "float16" ? made(rnn_ext::half{})
+                                                : made(rnn_ext::bfloat16{});
   py::dict d;
   d["isa"] = isa.name;
   d["row_workers"] = plan.row_workers;
   d["column_workers"] = plan.column_workers;
   d["panels"] = plan.panels;
-  d["by_rows"] = by_rows;
-  d["projects"] = projects;
+  d["by_rows"] = way.by_rows;
+  d["projects"] = way.projects;
   d["ahead"] = plan.ahead;
   d["chains"] = plan.chains;
   d["tiles_first"] = plan.tiles_first;

@@ -8,11 +8,10 @@
 
 #include "../recurrence.h"
 #include "panels.h"
+#include "planner.h"
 #include "team.h"
 
 namespace rnn_ext {
-
-struct Plan;
 
 // What one call's workers share besides the problem; sizes from the plan.
 struct Workspace {
@@ -66,6 +65,20 @@ const Kernel<S>& kernel_for(const Isa& isa, bool by_rows = false) {
   if constexpr (std::is_same_v<S, double>) return by_rows ? isa.f64_rows : isa.f64;
   if constexpr (std::is_same_v<S, half>) return by_rows ? isa.f16_rows : isa.f16;
   if constexpr (std::is_same_v<S, bfloat16>) return by_rows ? isa.bf16_rows : isa.bf16;
+}
+
+// How a plain layer is computed: whether from weights as they lie (rows.inl), which have to be contiguous for that, and
+// whether the kernel projects the input itself.
+struct Way {
+  bool by_rows = false, projects = false;
+};
+
+// Of a layer of one group. A matter of its shape alone, and not of threads, so that these do not change its states'
+// order of summation.
+template <class S>
+Way way_for(const Isa& isa, const Shape& shape, bool contiguous) {
+  const bool by_rows = contiguous && !worth_packing(shape, sizeof(S) == 2);
+  return {by_rows, projects(shape, kernel_for<S>(isa, by_rows).tiling, this_machine())};
 }
 
 }  // namespace rnn_ext

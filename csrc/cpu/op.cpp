@@ -93,14 +93,12 @@ Way way_of(int64_t rows, int64_t batch, const Tensor& w_ih, const Tensor& w_hh) 
   using torch::headeronly::ScalarType;
   // Of a ragged batch, one of so many rows.
   const Shape shape = {rows / std::max<int64_t>(1, batch), batch, 1, w_hh.size(1), w_ih.size(1)};
-  const bool by_rows = !worth_packing(shape, w_hh.element_size() == 2) && w_hh.is_contiguous() && w_ih.is_contiguous();
-  auto does = [&](auto format) {
-    return projects(shape, kernel_for<decltype(format)>(current_isa(), by_rows).tiling, this_machine());
-  };
+  const bool contiguous = w_hh.is_contiguous() && w_ih.is_contiguous();
   switch (w_hh.scalar_type()) {
-    case ScalarType::Float: return {by_rows, does(float{})};
-    case ScalarType::Double: return {by_rows, does(double{})};
-    default: return {by_rows, false};  // no kernel of 16 bits does
+    case ScalarType::Float: return way_for<float>(current_isa(), shape, contiguous);
+    case ScalarType::Double: return way_for<double>(current_isa(), shape, contiguous);
+    case ScalarType::Half: return way_for<half>(current_isa(), shape, contiguous);
+    default: return way_for<bfloat16>(current_isa(), shape, contiguous);
   }
 }
 constexpr auto kRecurrence = On<kRuns, recurrence>::call;

@@ -67,9 +67,7 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
 // Whether threads would share columns in that plan if it cost them nothing to meet.
 bool meeting_matters(const Shape& shape, const Tiling& tiling, Machine machine, int threads);
 
-// What of a plain layer's way is a matter of its shape alone, and not of threads, so that these do not change its
-// states' order of summation: whether its weights are worth packing, and whether a kernel is to project the input
-// itself.
+// Whether a plain layer's weights are worth packing, and whether a kernel is to project the input itself (isa.h).
 bool worth_packing(const Shape& shape, bool in_16_bits);
 bool projects(const Shape& shape, const Tiling& tiling, const Machine& machine);
 
