@@ -62,7 +62,8 @@ verify-cuda: $(STAMP)
 # The Python suite through the CUDA kernels, executed by the emulator in place of the CPU's: what has tensors small
 # enough for a thread of the CPU to stand in for each of a GPU's.
 EMULATED := tests/test_functional.py tests/test_resets.py tests/test_zoneout.py tests/test_precision.py \
-  tests/test_mathematics.py tests/test_ops_contract.py tests/test_sequences.py tests/test_cuda.py
+  tests/test_mathematics.py tests/test_mathematics_primitives.py tests/test_ops_contract.py tests/test_sequences.py \
+  tests/test_cuda.py
 test-cuda-emulated: $(STAMP)
 	RNN_EXT_CUDA=emulated $(BIN)/python setup.py --quiet build --build-base build/cuda-emulated \
 	  --build-lib build/cuda-emulated/lib
