@@ -177,11 +177,11 @@ Choice choose_grid(const Shape& s, const Tiling& k, const Machine& m, int thread
 }  // namespace
 
 Machine this_machine() {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
   auto size_of = [](int name, int64_t otherwise) {
     const int64_t size = sysconf(name);
     return size > 0 ? size : otherwise;
   };
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
   static const Machine machine = {size_of(_SC_LEVEL1_DCACHE_SIZE, 32 << 10), size_of(_SC_LEVEL2_CACHE_SIZE, 512 << 10),
                                   size_of(_SC_LEVEL3_CACHE_SIZE, 8 << 20)};
 #else
@@ -193,7 +193,8 @@ Machine this_machine() {
 Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine, int threads, bool may_share_columns) {
   const int64_t all_rows = shape.groups * shape.batch;
   const int64_t vectors = (shape.hidden + tiling.lanes - 1) / tiling.lanes;
-  const auto [best, cycles, serial_cycles] = choose_grid(shape, tiling, machine, threads, may_share_columns);
+  const Choice choice = choose_grid(shape, tiling, machine, threads, may_share_columns);
+  const Grid best = choice.grid;
 
   Plan plan;
   plan.row_workers = best.rows;
@@ -243,8 +244,8 @@ Plan make_plan(const Shape& shape, const Tiling& tiling, const Machine& machine,
     // A row more, for the case that fewer workers come and share the room.
     plan.inputs_bytes = columns * (rows + 1) * tiling.packed_bytes;
   }
-  plan.cycles = cycles;
-  plan.serial_cycles = serial_cycles;
+  plan.cycles = choice.cycles;
+  plan.serial_cycles = choice.serial_cycles;
   return plan;
 }
 
