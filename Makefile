@@ -71,7 +71,7 @@ test-cuda-emulated: $(STAMP)
 
 # AArch64, for which CI has no machine: all sources compile, and the kernels run in an emulator. Needs the packages
 # g++-aarch64-linux-gnu and qemu-user-static (Debian, Ubuntu). The headers are those of .venv's PyTorch: of what is
-# compiled against them nothing is linked.
+# compiled against them nothing is linked. Not test_planner, a part of which expects the plans of AVX vectors.
 test-aarch64: $(STAMP)
 	$(CMAKE) -S . -B build/aarch64 -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
 	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static \

@@ -42,7 +42,7 @@ constexpr bool may_leak(Epilogue e) { return !uses_factor(e) || e == Epilogue::g
 enum class Seed : int { none, state, product };
 
 struct Shape {
-  int64_t time = 0;      // T, at least 1
+  int64_t time = 0;      // T, of what is run at least 1
   int64_t batch = 0;     // B, the rows alive at the first step of a packed sequence
   int64_t groups = 0;    // G independent recurrences side by side (directions, heads)
   int64_t hidden = 0;    // H

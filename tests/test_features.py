@@ -225,6 +225,7 @@ def cudnn(x: Tensor) -> Tensor:
 
 
 def test_cudnn_without_forward_mode() -> None:
+    """The README's table says so; a PyTorch whose cuDNN has it fails here, and the table is to follow."""
     x = torch.randn(5, 2, 3)
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward AD with _cudnn_rnn that does not"):
         cudnn(forward_ad.make_dual(x, x))

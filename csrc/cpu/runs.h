@@ -1,8 +1,8 @@
 // What runs a checked call on the CPU, for the ops of op.cpp, layer.cpp and gradient.cpp.
 #pragma once
 
-#include "isa.h"
-#include "../op.h"
+#include "cpu/isa.h"
+#include "op.h"
 
 namespace rnn_ext::cpu {
 

@@ -98,7 +98,7 @@ int main() {
     for (const Isa* isa : compiled_isas())
       for (const Tiling& tiling : {isa->f32.tiling, isa->f64.tiling, isa->f16.tiling, isa->bf16.tiling})
         for (int threads : {1, 2, 3, 8, 64})
-          for (int64_t time : {1, 10, 100000})
+          for (int64_t time : {0, 1, 10, 100000})
             for (int64_t batch : {0, 1, 2, 3, 7, 32, 257})
               for (int64_t groups : {1, 2, 5})
                 for (int64_t hidden : {1, 2, 15, 16, 17, 63, 64, 65, 129, 256, 1000, 1024, 4096})
