@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 CMAKE := $(BIN)/cmake
-SOURCES := csrc/ tests/native/
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 
 .PHONY: demo test test-native test-sanitizers test-python cuda cuda-cost verify-cuda test-cuda-emulated \
   test-cuda-build test-aarch64 test-gpu bench-gpu lint format bench build clean
@@ -31,7 +31,7 @@ test-python: build
 test-native: $(STAMP)
 	$(CMAKE) -S . -B build/native -G Ninja >/dev/null
 	$(CMAKE) --build build/native
-	$(BIN)/ctest --test-dir build/native --output-on-failure
+	$(BIN)/ctest --test-dir build/native --output-on-failure --parallel $(CORES)
 
 # tanh over all floats adds nothing here, and the planners have no pointers.
 SANITIZED := test_recurrence test_cuda_emulator test_cuda_device test_cuda_example test_cuda_tensor \
@@ -40,7 +40,7 @@ test-sanitizers: $(STAMP)
 	for s in address,undefined thread; do \
 	  $(CMAKE) -S . -B build/$$s -G Ninja -DRNN_EXT_SANITIZE=$$s >/dev/null && \
 	  $(CMAKE) --build build/$$s --target $(SANITIZED) && \
-	  $(BIN)/ctest --test-dir build/$$s -R "$$(echo $(SANITIZED) | tr ' ' '|')" --output-on-failure || exit 1; \
+	  $(BIN)/ctest --test-dir build/$$s -R "$$(echo $(SANITIZED) | tr ' ' '|')" --output-on-failure --parallel $(CORES) || exit 1; \
 	done
 
 # What a machine with nvcc can say of CUDA code without a GPU: it compiles, for every architecture.

@@ -153,6 +153,9 @@ if not {"sdist", "egg_info", "clean"} & set(sys.argv):
         extra_compile_args=[
             *defines,
             "-O3",
+            # Debug information, which Python's own flags ask for, would be most of the file and a quarter of its
+            # compiler's time.
+            "-g0",
             # Sums of products become FMAs in the vector types too, whatever -std is.
             "-ffp-contract=fast",
             # Vector arguments never cross a function that is not inlined.

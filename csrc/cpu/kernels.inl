@@ -10,6 +10,7 @@
 #include "rows.inl"
 #include "epilogue.inl"
 #include "segment.inl"
+#include "finish.inl"
 #include "projection.inl"
 #include "recurrence.inl"
 

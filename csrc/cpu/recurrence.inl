@@ -4,94 +4,8 @@
 //
 // K is one of the kernels, VectorKernel, DotKernel or AmxKernel: how tiles are multiplied, and in what formats.
 
-// finish_row where states leak, all that this takes included: apart, so that it does not weigh on calls without a leak.
-// The state buffers hold what M multiplies, masked or scaled, so what leaks is read where the step before has put it
-// out. A row that begins here has no step before: its seed leaks, all of it if that is a product.
-template <Epilogue E, class K>
-[[gnu::noinline]] void finish_leaky_state(const Problem<typename K::Storage>& p, const Segment& seg, int64_t t,
-                                          bool begins, int64_t i, const typename K::Sum* sums, int64_t column,
-                                          int64_t columns, typename K::State* state) {
-  using S = typename K::Storage;
-  const int64_t b = p.rows.batch_index(seg.row(i)), at = seg.group * p.shape.hidden + column;
-  const int64_t t_before = p.direction[seg.group] < 0 ? t + 1 : t - 1;
-  auto element = [&](const auto& sequence, int64_t time) { return sequence.at(p.rows, time, seg.row(i)) + at; };
-  const S* leaking = nullptr;
-  if (begins)
-    leaking = p.seed_kind == Seed::none ? nullptr : p.seed.at(seg.group, b) + column;
-  else if (!(p.rows.resets && p.rows.resets[std::max(t, t_before) * p.shape.batch + b]))
-    leaking = element(p.output, t_before);
-  auto finish = [&](const auto& leak) {
-    // A transposed row that begins has no leak of a step before, and no state of which a part would stay (op.cpp).
-    const bool all = begins && (p.seed_kind == Seed::product || p.transpose);
-    finish_leaky_row<E, S>(sums, p.input.data ? element(p.input, t) : nullptr,
-                           uses_factor(E) ? element(p.factor, t) : nullptr,
-                           all ? nullptr : element(leak, p.transpose ? t_before : t), leaking, p.transpose, state,
-                           element(p.output, t), columns);
-  };
-  p.kept.data ? finish(p.kept) : finish(p.leak);
-}
-
-// One step of a segment: where its rows stand in the tensors, without their own offsets.
-template <class K>
-struct Step {
-  using S = typename K::Storage;
-  int64_t t;
-  const S *input, *factor;  // null where there is none
-  S* output;
-  typename K::State* current;  // states, the segment's first row
-  int64_t alive_before;        // rows that have a step before this one
-  int64_t going;               // rows that have a state to multiply; those after them begin here
-};
-
-// What follows the product for some columns of rows [begin, end), whose sums lie `pitch` apart. All rows in one call,
-// so that the tables of tanh are loaded into registers once.
-template <Epilogue E, class K>
-[[gnu::noinline]] void finish_rows(const Worker<K>& me, const Segment& seg, const Step<K>& step, int64_t begin,
-                                   int64_t end, typename K::Sum* sums, int64_t pitch, int64_t column, int64_t columns) {
-  using S = typename K::Storage;
-  const auto& p = me.problem;
-  if (p.masks_sums())
-    for (int64_t i = begin; i < std::min(end, step.going); ++i)
-      multiply_row(sums + (i - begin) * pitch, p.mask.at(seg.group, p.rows.batch_index(seg.row(i))) + column, columns);
-  typename K::State* const current = step.current + column;
-  if constexpr (may_leak(E)) {
-    if (p.leaks()) {
-      for (int64_t i = begin; i < end; ++i)
-        finish_leaky_state<E, K>(p, seg, step.t, i >= step.alive_before, i, sums + (i - begin) * pitch, column, columns,
-                                 current + i * me.stride);
-      return;
-    }
-  }
-  for (int64_t i = begin; i < end; ++i) {
-    auto at = [&](auto* first, const auto& sequence) {
-      return first ? first + sequence.offset(p.rows, seg.row(i)) + column : nullptr;
-    };
-    finish_row<E, S>(sums + (i - begin) * pitch, at(step.input, p.input), at(step.factor, p.factor),
-                     current + i * me.stride, at(step.output, p.output), columns);
-  }
-}
-
-// Asks for what finish_rows will read and write, while the tile before it multiplies. Inline, since GCC 12 drops calls
-// that only prefetch.
-template <class K>
-RNN_EXT_INLINE void fetch_rows(const Worker<K>& me, const Segment& seg, const Step<K>& step, int64_t begin, int64_t end,
-                               int64_t column, int64_t columns) {
-  constexpr int64_t line = 64 / sizeof(typename K::Storage);
-  const auto& p = me.problem;
-  for (int64_t i = begin; i < end; ++i) {
-    auto fetch = [&](const auto* first, const auto& sequence) {
-      if (!first) return;
-      const auto* const row = first + sequence.offset(p.rows, seg.row(i)) + column;
-      for (int64_t c = 0; c < columns; c += line) __builtin_prefetch(row + c);
-    };
-    fetch(step.input, p.input);
-    fetch(step.factor, p.factor);
-    fetch(step.output, p.output);
-  }
-}
-
 // `projected` makes the input; null where it is given.
-template <Epilogue E, class K>
+template <class K>
 void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* packed,
                  typename K::State* const states[2], ProjectedInput<K>* projected) {
   using S = typename K::Storage;
@@ -105,6 +19,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
   const int64_t steps = p.shape.time, hidden = p.shape.hidden;
   const int64_t group_column = seg.group * hidden;
   const bool reversed = p.direction[seg.group] < 0, leaks = p.leaks();
+  const FinishRows<S, State> finish = finish_rows_for<S, State>(p.epilogue);
 
   // Of a tile's whole rows, which begin at a cache line.
   const int64_t row_pitch = panels.padded_columns();
@@ -119,7 +34,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
     State* current = states[(s + 1) & 1];
     auto at = [&](const auto& sequence) { return sequence.at(p.rows, t + seg.group * sequence.lag) + group_column; };
     const S* input = p.input.data ? at(p.input) : nullptr;
-    const S* factor = uses_factor(E) ? at(p.factor) : nullptr;
+    const S* factor = p.factor.data ? at(p.factor) : nullptr;
     S* output = at(p.output);
 
     const int64_t alive = seg.alive(p.rows, t);
@@ -133,13 +48,13 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
     const int64_t first_panel = backwards ? me.panel_end - 1 : me.panel_begin;
     const int64_t first_row = me.plan.turns_in_l1 ? me.first_row(s) : 0;
 
-    const Step<K> step = {t, input, factor, output, current, alive_before, going};
+    const Step<S, State> step = {p, seg, t, input, factor, output, current, me.stride, alive_before, going};
     auto batch_index = [&](int64_t i) { return p.rows.batch_index(seg.row(i)); };
 
     // A tile's sums in a panel: at `to`, `pitch` apart, unless the input that they are added to lies elsewhere.
     auto sums_of = [&](const Panel& panel, int64_t i0, int64_t i1, Sum* to,
                        int64_t& pitch) __attribute__((always_inline)) {
-      if (me.plan.fetches_rows) fetch_rows(me, seg, step, i0, i1, panel.column, panel.columns);
+      if (me.plan.fetches_rows) fetch_rows(step, i0, i1, panel.column, panel.columns);
       if constexpr (K::tiling.projects) {
         if (projected) to = projected->begin_sums(s, panel, i0, i1, to, &pitch);
       }
@@ -162,7 +77,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
     auto multiply_and_finish = [&](const Panel& panel, int64_t i0, int64_t i1) __attribute__((always_inline)) {
       int64_t pitch = panel.width * panels.lanes;
       Sum* const done = sums_of(panel, i0, i1, sums, pitch);
-      finish_rows<E, K>(me, seg, step, i0, i1, done, pitch, panel.column, panel.columns);
+      finish(step, i0, i1, done, pitch, panel.column, panel.columns);
     };
     const int64_t tiled = projected ? alive : going;
     if (me.plan.whole_rows) {
@@ -170,7 +85,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
         int64_t pitch = row_pitch;
         for (int64_t j = me.panel_begin; j < me.panel_end; ++j)
           sums_of(me.cut[j], i0, i1, row_sums + me.cut[j].column - me.column_begin, pitch);
-        finish_rows<E, K>(me, seg, step, i0, i1, row_sums, pitch, me.column_begin, my_columns);
+        finish(step, i0, i1, row_sums, pitch, me.column_begin, my_columns);
       });
     } else if (me.plan.tiles_first) {
       for_each_tile(tiled, tallest, [&](int64_t i0, int64_t i1) {
@@ -188,7 +103,7 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
         std::fill(sums, sums + width * panels.lanes, Sum(0));
         if (p.seed_kind == Seed::product && !leaks)
           convert_row(sums, p.seed.at(seg.group, batch_index(i)) + column, columns);
-        finish_rows<E, K>(me, seg, step, i, i + 1, sums, 0, column, columns);
+        finish(step, i, i + 1, sums, 0, column, columns);
       }
     }
 
@@ -221,18 +136,6 @@ void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* pa
       me.meet_peers();
       fetch_states(me, current, alive_next);
     }
-  }
-}
-
-template <class K>
-void run_segment(Worker<K>& me, const Segment& seg, const typename K::Packed* packed,
-                 typename K::State* const states[2], ProjectedInput<K>* projected) {
-  switch (me.problem.epilogue) {
-    case Epilogue::tanh: return run_segment<Epilogue::tanh>(me, seg, packed, states, projected);
-    case Epilogue::relu: return run_segment<Epilogue::relu>(me, seg, packed, states, projected);
-    case Epilogue::tanh_derivative: return run_segment<Epilogue::tanh_derivative>(me, seg, packed, states, projected);
-    case Epilogue::relu_derivative: return run_segment<Epilogue::relu_derivative>(me, seg, packed, states, projected);
-    case Epilogue::given_derivative: return run_segment<Epilogue::given_derivative>(me, seg, packed, states, projected);
   }
 }
 
