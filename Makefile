@@ -71,15 +71,15 @@ test-cuda-emulated: $(STAMP)
 
 # AArch64, for which CI has no machine: all sources compile, and the kernels run in an emulator. Needs the packages
 # g++-aarch64-linux-gnu and qemu-user-static (Debian, Ubuntu). The headers are those of .venv's PyTorch: of what is
-# compiled against them nothing is linked. Not test_planner, a part of which expects the plans of AVX vectors.
+# compiled against them nothing is linked.
 test-aarch64: $(STAMP)
 	$(CMAKE) -S . -B build/aarch64 -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
 	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static \
 	  -DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64-static -DRNN_EXT_TORCH_INCLUDES="$$($(BIN)/python -c \
 	  'import pybind11, sysconfig; from torch.utils.cpp_extension import include_paths; \
 	  print(";".join([*include_paths(), pybind11.get_include(), sysconfig.get_path("include")]))')" >/dev/null
-	$(CMAKE) --build build/aarch64 --target test_recurrence rnn_ext_torch
-	$(BIN)/ctest --test-dir build/aarch64 -R test_recurrence --output-on-failure
+	$(CMAKE) --build build/aarch64 --target test_recurrence test_planner rnn_ext_torch
+	$(BIN)/ctest --test-dir build/aarch64 -R "test_recurrence|test_planner" --output-on-failure
 
 # One binary, built with nvcc against a CUDA build of PyTorch (5.5 GB in an environment of its own), imports and passes
 # on a machine without a GPU; and again under the CPU build of another version in .venv.

@@ -5,6 +5,8 @@ multiplied that weights are not packed, sums have another order."""
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections import Counter
 from typing import Any
 
@@ -392,3 +394,22 @@ def test_bad_arguments(index: int, bad: Tensor | None, sentence: str) -> None:
     args = [*GOOD[:index], bad, *GOOD[index + 1 :]]
     with pytest.raises(RuntimeError, match=sentence):
         torch.ops.rnn_ext.plain_layer(*args, None, None, False, False)
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="only MKL can be told for one call")
+@pytest.mark.parametrize("size", ["rows", "hidden"])
+def test_small_products_have_one_thread(size: str) -> None:
+    """A step of training whose kernels and products are too small for a second thread starts none."""
+    code = """
+import os, sys, torch, rnn_ext
+torch.set_num_threads(2)
+steps, hidden = (100, 64) if sys.argv[1] == "rows" else (20, 128)
+rnn, x = rnn_ext.RNN(hidden, hidden), torch.zeros(steps, 1, hidden, requires_grad=True)
+before, told = len(os.listdir("/proc/self/task")), torch.__config__.parallel_info()
+output, _ = rnn(x)
+output.backward(torch.ones_like(output))
+assert torch.__config__.parallel_info() == told
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code, size], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "0"

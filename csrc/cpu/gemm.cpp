@@ -8,6 +8,12 @@
 
 #include "isa.h"
 
+#if defined(__linux__)
+// MKL's own, where that is in PyTorch: how many threads it may have for calls from this thread, 0 for no other number
+// than all others have. Returns what that was.
+extern "C" int MKL_Set_Num_Threads_Local(int) __attribute__((weak));
+#endif
+
 namespace rnn_ext::cpu {
 
 namespace {
@@ -20,7 +26,33 @@ bool supported(const char* query) {
          torch::stable::detail::to<bool>(answer[0]);
 }
 
+// Up to so many multiply-adds, 40 us of one thread, a second one saves a tenth where it is there at once; and where it
+// sleeps, or its core is busy with something else, waking it takes several times as long as the product.
+constexpr int64_t kWorthThreads = 1 << 21;
+
+// While this lives, a product of so many multiply-adds has one thread if it is not worth more.
+class Threads {
+ public:
+  explicit Threads([[maybe_unused]] int64_t multiply_adds) {
+#if defined(__linux__)
+    limits_ = MKL_Set_Num_Threads_Local && multiply_adds <= kWorthThreads;
+    if (limits_) before_ = MKL_Set_Num_Threads_Local(1);
+#endif
+  }
+  ~Threads() {
+#if defined(__linux__)
+    if (limits_) MKL_Set_Num_Threads_Local(before_);
+#endif
+  }
+  Threads(const Threads&) = delete;
+
+ private:
+  bool limits_ = false;
+  int before_ = 0;
+};
+
 void multiply_as_they_are(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
+  const Threads threads(a.size(0) * a.size(1) * b.size(1));
   TORCH_ERROR_CODE_CHECK(add ? aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1, 1)
                              : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
