@@ -16,6 +16,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 CMAKE := $(BIN)/cmake
 CORES := $(shell getconf _NPROCESSORS_ONLN)
+# Tests are dealt out anew where some take longer, as they do: a file's are not of one length.
+PARALLEL := --numprocesses $(CORES) --dist worksteal
 
 .PHONY: demo test test-native test-sanitizers test-python cuda cuda-cost verify-cuda test-cuda-emulated \
   test-cuda-build test-aarch64 test-gpu bench-gpu lint format bench build clean
@@ -26,7 +28,7 @@ demo: build
 test: test-native test-sanitizers test-python
 
 test-python: build
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests $(PARALLEL)
 
 test-native: $(STAMP)
 	$(CMAKE) -S . -B build/native -G Ninja >/dev/null
@@ -67,7 +69,7 @@ EMULATED := tests/test_functional.py tests/test_resets.py tests/test_zoneout.py 
 test-cuda-emulated: $(STAMP)
 	RNN_EXT_CUDA=emulated $(BIN)/python setup.py --quiet build --build-base build/cuda-emulated \
 	  --build-lib build/cuda-emulated/lib
-	RNN_EXT_CUDA=emulated PYTHONPATH=build/cuda-emulated/lib $(BIN)/pytest $(EMULATED) -k "not instruction_set"
+	RNN_EXT_CUDA=emulated PYTHONPATH=build/cuda-emulated/lib $(BIN)/pytest $(EMULATED) $(PARALLEL) -k "not instruction_set"
 
 # AArch64, for which CI has no machine: all sources compile, and the kernels run in an emulator. Needs the packages
 # g++-aarch64-linux-gnu and qemu-user-static (Debian, Ubuntu). The headers are those of .venv's PyTorch: of what is
