@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,7 +163,7 @@ def planned(k: Identity) -> tuple[str, ...]:
 
 def plans(capability: int, directory: Path) -> dict[tuple[str, ...], int]:
     """The planner's shared memory, dynamic, for a device of this capability."""
-    program = directory / "plans"
+    program = directory / f"plans.sm_{capability}"
     nvcc("benchmarks/cuda_plans.cpp", "csrc/cuda/planner.cpp", "-o", program)
     asked = [str(program), str(capability), str(SHARED_BYTES[capability] - RESERVED)]
     return planned_bytes(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines())
@@ -242,9 +243,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     require("cuda-cost", "nvcc", "cuxray", "cuobjdump", "nvdisasm")
     bad = []
-    for architecture in ARCHITECTURES:
-        with tempfile.TemporaryDirectory() as directory:
-            found = costs(architecture, Path(directory))
+    # nvcc and cuxray have a core to themselves and take minutes.
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(len(ARCHITECTURES)) as pool:
+        of_all = list(pool.map(lambda architecture: costs(architecture, Path(directory)), ARCHITECTURES))
+    for architecture, found in zip(ARCHITECTURES, of_all, strict=True):
         bad += too_much(found)
         shown = [c for c in found if args.all or (c.kernel.dtype != "bfloat16" and c.kernel.plain)]
         print(f"{architecture}\n\n{table(shown)}\n")
