@@ -16,7 +16,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 CMAKE := $(BIN)/cmake
 CORES := $(shell getconf _NPROCESSORS_ONLN)
-# Tests are dealt out anew where some take longer, as they do: a file's are not of one length.
+CTEST := $(BIN)/ctest --output-on-failure --parallel $(CORES)
+# A worker that is through takes over tests of one that is not: they differ in length by a thousand times.
 PARALLEL := --numprocesses $(CORES) --dist worksteal
 
 .PHONY: demo test test-native test-sanitizers test-python cuda cuda-cost verify-cuda test-cuda-emulated \
@@ -33,7 +34,7 @@ test-python: build
 test-native: $(STAMP)
 	$(CMAKE) -S . -B build/native -G Ninja >/dev/null
 	$(CMAKE) --build build/native
-	$(BIN)/ctest --test-dir build/native --output-on-failure --parallel $(CORES)
+	$(CTEST) --test-dir build/native
 
 # tanh over all floats adds nothing here, and the planners have no pointers.
 SANITIZED := test_recurrence test_cuda_emulator test_cuda_device test_cuda_example test_cuda_tensor \
@@ -42,7 +43,7 @@ test-sanitizers: $(STAMP)
 	for s in address,undefined thread; do \
 	  $(CMAKE) -S . -B build/$$s -G Ninja -DRNN_EXT_SANITIZE=$$s >/dev/null && \
 	  $(CMAKE) --build build/$$s --target $(SANITIZED) && \
-	  $(BIN)/ctest --test-dir build/$$s -R "$$(echo $(SANITIZED) | tr ' ' '|')" --output-on-failure --parallel $(CORES) || exit 1; \
+	  $(CTEST) --test-dir build/$$s -R "$$(echo $(SANITIZED) | tr ' ' '|')" || exit 1; \
 	done
 
 # What a machine with nvcc can say of CUDA code without a GPU: it compiles, for every architecture.
@@ -81,7 +82,7 @@ test-aarch64: $(STAMP)
 	  'import pybind11, sysconfig; from torch.utils.cpp_extension import include_paths; \
 	  print(";".join([*include_paths(), pybind11.get_include(), sysconfig.get_path("include")]))')" >/dev/null
 	$(CMAKE) --build build/aarch64 --target test_recurrence test_planner rnn_ext_torch
-	$(BIN)/ctest --test-dir build/aarch64 -R "test_recurrence|test_planner" --output-on-failure
+	$(CTEST) --test-dir build/aarch64 -R "test_recurrence|test_planner"
 
 # One binary, built with nvcc against a CUDA build of PyTorch (5.5 GB in an environment of its own), imports and passes
 # on a machine without a GPU; and again under the CPU build of another version in .venv.

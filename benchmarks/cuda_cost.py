@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     require("cuda-cost", "nvcc", "cuxray", "cuobjdump", "nvdisasm")
     bad = []
-    # nvcc and cuxray have a core to themselves and take minutes.
+    # Each is some minutes of nvcc and cuxray, which keep one core busy.
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(len(ARCHITECTURES)) as pool:
         of_all = list(pool.map(lambda architecture: costs(architecture, Path(directory)), ARCHITECTURES))
     for architecture, found in zip(ARCHITECTURES, of_all, strict=True):

@@ -397,13 +397,13 @@ def test_bad_arguments(index: int, bad: Tensor | None, sentence: str) -> None:
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="only MKL can be told for one call")
-@pytest.mark.parametrize("size", ["rows", "hidden"])
-def test_small_products_have_one_thread(size: str) -> None:
+@pytest.mark.parametrize(("steps", "hidden"), [(100, 64), (20, 128)])
+def test_small_products_have_one_thread(steps: int, hidden: int) -> None:
     """A step of training whose kernels and products are too small for a second thread starts none."""
     code = """
 import os, sys, torch, rnn_ext
 torch.set_num_threads(2)
-steps, hidden = (100, 64) if sys.argv[1] == "rows" else (20, 128)
+steps, hidden = map(int, sys.argv[1:])
 rnn, x = rnn_ext.RNN(hidden, hidden), torch.zeros(steps, 1, hidden, requires_grad=True)
 before, told = len(os.listdir("/proc/self/task")), torch.__config__.parallel_info()
 output, _ = rnn(x)
@@ -411,5 +411,6 @@ output.backward(torch.ones_like(output))
 assert torch.__config__.parallel_info() == told
 print(len(os.listdir("/proc/self/task")) - before)
 """
-    run = subprocess.run([sys.executable, "-c", code, size], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, str(steps), str(hidden)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "0"
