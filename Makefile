@@ -55,6 +55,8 @@ cuda: $(STAMP)
 # at much more than its floor.
 cuda-cost: $(STAMP)
 	$(BIN)/pip install --quiet --group cuda
+	$(CMAKE) -S . -B build/native -G Ninja >/dev/null
+	$(CMAKE) --build build/native --target recurrence.sm_80.o recurrence.sm_90.o
 	$(BIN)/python -m benchmarks.cuda_cost
 
 # And that they have no races, proven from their PTX for some launches; fails too where a planted race goes unseen.

@@ -124,7 +124,9 @@ if not {"sdist", "egg_info", "clean"} & set(sys.argv):
         # Static: what loads the extension need not have the toolkit's libraries, nor a GPU.
         libraries, library_dirs = ["cudart_static", "dl", "rt", "pthread"], [runtime]
     elif cuda == "emulated":
-        for replaced in ("op", "layer", "gradient", "ragged"):
+        # And no CPU kernels but those that isa.cpp then knows.
+        vectors = ("isa_avx2", "isa_avx512", "isa_avx512_bf16", "isa_amx")
+        for replaced in ("op", "layer", "gradient", "ragged", *vectors):
             sources.remove(f"csrc/cpu/{replaced}.cpp")
         sources += sorted(str(p) for p in EMULATOR.glob("*.cpp"))
         include_dirs.append("tests/native")

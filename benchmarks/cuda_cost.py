@@ -1,14 +1,13 @@
 """What a time step of the CUDA kernels costs, read from their machine code: no GPU needed.
 
-``python -m benchmarks.cuda_cost`` compiles the kernels with nvcc and has cuxray look at them: registers, spills, bank
-conflicts, and the schedule that the compiler wrote into the instructions of the loop over time. From registers, threads
-and the shared memory of the planner's plans (cuda_plans.cpp) it finds how many blocks a multiprocessor has room for;
-from the schedule it estimates a step of a block as the longest of four: one warp's way through the loop, with the
-latencies that a schedule does not know; the issue of all its warps' instructions; its multiply-adds alone; and its
-reading of W from shared memory. The loop is counted whole, with what a call's epilogue passes by. The floor is the
-longer of two: the multiply-adds alone, on all lanes of float32 or on tensor cores; and the way of one sum from the
-states to the barrier. Where blocks wait for each other, the floor has that as well, and there is no estimate. A GPU has
-the last word.
+``make cuda-cost`` compiles the kernels with nvcc and has cuxray look at them: registers, spills, bank conflicts, and
+the schedule that the compiler wrote into the instructions of the loop over time. From registers, threads and the shared
+memory of the planner's plans (cuda_plans.cpp) it finds how many blocks a multiprocessor has room for; from the schedule
+it estimates a step of a block as the longest of four: one warp's way through the loop, with the latencies that a
+schedule does not know; the issue of all its warps' instructions; its multiply-adds alone; and its reading of W from
+shared memory. The loop is counted whole, with what a call's epilogue passes by. The floor is the longer of two: the
+multiply-adds alone, on all lanes of float32 or on tensor cores; and the way of one sum from the states to the barrier.
+Where blocks wait for each other, the floor has that as well, and there is no estimate. A GPU has the last word.
 """
 
 from __future__ import annotations
@@ -21,12 +20,15 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
 from .cuda_code import SOURCE, VARIANTS, WARP, Identity, identity, nvcc, require, tools
 
+# Where CMake compiles for nvcc.
+OBJECTS = Path("build/native")
 # Their kernels' encodings are those that cuxray knows.
 ARCHITECTURES = ("sm_80", "sm_90")
 # Multiply-adds of tensor cores in a cycle of a multiprocessor, an A100's.
@@ -138,6 +140,18 @@ def too_much(found: Sequence[Cost]) -> list[Cost]:
     return [c for c in found if c.spilled or c.conflicts or c.blocks == 0 or far(c)]
 
 
+def machine_code(architecture: str, directory: Path) -> Path:
+    """That of the kernels, out of what CMake compiled."""
+    built = OBJECTS / f"{SOURCE.stem}.{architecture}.o"
+    if not built.exists():
+        sys.exit(f"{built} is missing; `make cuda-cost` compiles it")
+    into = directory / architecture
+    into.mkdir()
+    subprocess.run(["cuobjdump", "-xelf", "all", built.absolute()], cwd=into, env=tools(), check=True, stdout=DEVNULL)
+    (cubin,) = into.iterdir()
+    return cubin
+
+
 def look(command: str, cubin: Path) -> Any:
     done = subprocess.run(
         ["cuxray", command, str(cubin), "--kernel", "sequence_kernel", "--json"],
@@ -173,8 +187,7 @@ def costs(architecture: str, directory: Path) -> list[Cost]:
     """Of every kernel with a loop over time on one architecture."""
     capability = int(architecture.removeprefix("sm_"))
     shared = plans(capability, directory)
-    cubin = directory / f"{architecture}.cubin"
-    nvcc(f"-arch={architecture}", "-cubin", SOURCE, "-o", cubin)
+    cubin = machine_code(architecture, directory)
     loops = {r["kernel"]: r["loops"] for r in look("sched", cubin)["results"]}
     found = []
     for unit in look("report", cubin)["units"][0]["kernels"]:
@@ -243,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     require("cuda-cost", "nvcc", "cuxray", "cuobjdump", "nvdisasm")
     bad = []
-    # Each is some minutes of nvcc and cuxray, which keep one core busy.
+    # Each is some minutes of cuxray, which keep one core busy.
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(len(ARCHITECTURES)) as pool:
         of_all = list(pool.map(lambda architecture: costs(architecture, Path(directory)), ARCHITECTURES))
     for architecture, found in zip(ARCHITECTURES, of_all, strict=True):

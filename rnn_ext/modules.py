@@ -196,7 +196,9 @@ class RNN(nn.RNNBase):
         if lengths is not None:
             if not batched:
                 raise ValueError("lengths is for batched input; an unbatched sequence is its own length")
-            lengths = _checked_lengths(lengths, input.shape[0], input.shape[1])
+            # Without a step none could be right, and what is wrong is the input.
+            if input.shape[0] > 0:
+                lengths = _checked_lengths(lengths, input.shape[0], input.shape[1])
         outputs, h_n = self._run(input, hx, weights, (None, lengths, reset), checkpoint_every, return_all_layers)
         if batch_first:
             outputs = _each(lambda h: h.transpose(0, 1), outputs)

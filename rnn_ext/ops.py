@@ -49,7 +49,8 @@ def recurrence(
 
     Args:
         u: ``(T, B, G*H)``, or packed ``(N, G*H)``: what is added to the recurrent term, that is
-            ``W_ih x_t + b``. float32, float64, float16 or bfloat16; other dtypes run the reference.
+            ``W_ih x_t + b``. T is 1 at the least. float32, float64, float16 or bfloat16; other dtypes run the
+            reference.
         h0: ``(G, B, H)``, the states before the first step; None for zeros.
         w: ``(G*H, H)``, the groups' recurrent matrices one above the other.
         batch_sizes: int64 ``(T,)`` on the CPU if ``u`` is packed, as in a ``PackedSequence``.
@@ -96,7 +97,7 @@ def linear_recurrence(
     """The recurrence ``y_t = d_t * (v_t + M y_{t-1})`` for G groups at once (docs/mathematics.md, L).
 
     Args:
-        v: ``(T, B, G*H)`` or packed ``(N, G*H)``; None for zeros.
+        v: ``(T, B, G*H)`` or packed ``(N, G*H)``; None for zeros. T is 1 at the least.
         seed: ``(G, B, H)``; None for zeros. What it is, ``seed_kind`` says.
         w: ``(G*H, H)``; M is ``W diag(mask)``, or that transposed with ``transpose``.
         factor: like ``v``: ``d`` itself, or the output ``h`` whose derivative ``d`` is.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from by_hand import LAYOUTS
 from hypothesis import settings
 
 import rnn_ext
@@ -28,3 +29,9 @@ def _same_random_numbers() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> str:
+    """Of a batch, for the tests of the mathematics; a test may parametrise its own."""
+    return request.param

@@ -377,9 +377,12 @@ def test_ragged_calls_agree() -> None:
     assert isinstance(shuffled, torch.Tensor)
     assert sorted(shuffled.any(2).sum(0).tolist()) == sorted(shape.lengths)
     (row,) = [r for r in ragged.measure(shape, 0.01) if r.level == FORWARD]
-    assert list(row.costs) == list(ragged.LAYOUTS[1:])
-    assert min(row.costs.values()) > 0
-    assert row.of_short() == [row.costs[name] / row.costs[ragged.SHORT] for name in ragged.RAGGED]
+    assert list(row.times) == list(ragged.LAYOUTS[1:])
+    assert min(row.times.values()) > 0
+    tokens = (6 * 4, 4 * 4, sum(shape.lengths))  # of a full batch, of a short one, of a ragged one
+    row = row._replace(times=dict(zip(row.times, (n / tokens[0] for n in (tokens[1], *tokens[2:] * 3)), strict=True)))
+    assert row.of_short() == pytest.approx([1, 1, 1])  # where a token costs as much in each
+    assert row.of_full() == [tokens[2] / tokens[0]] * 3
     assert forward[ragged.SHORT]().shape[0] == 4  # of 6, 4, 3 and 1 steps on average, rounded up
 
 
@@ -434,6 +437,9 @@ def test_cuda_cost_names_kernels_and_refuses_without_tools(monkeypatch: pytest.M
     monkeypatch.setattr(cuda_code, "tools", lambda: {"PATH": "/nowhere"})
     with pytest.raises(SystemExit, match="nvcc is not on PATH; `make cuda-cost` installs all but nvcc"):
         cuda_cost.main([])
+    monkeypatch.setattr(cuda_cost, "OBJECTS", Path("nowhere"))
+    with pytest.raises(SystemExit, match=r"nowhere/recurrence.sm_90.o is missing; `make cuda-cost` compiles it"):
+        cuda_cost.machine_code("sm_90", Path("here"))
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
-from by_hand import DERIVATIVE, LAYOUTS, NONLINEARITIES, SEEDS, Array, Batch, before, check, loop_delta, loop_r
+from by_hand import DERIVATIVE, NONLINEARITIES, SEEDS, Array, Batch, before, check, loop_delta, loop_r
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnn_ext import functional
-
-
-@pytest.fixture(params=LAYOUTS)
-def layout(request: pytest.FixtureRequest) -> str:
-    return request.param
-
 
 PARAMETERS = ["x", "h0", "u", "w", "b_ih", "b_hh", "v", "c"]
 

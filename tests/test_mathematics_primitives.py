@@ -8,7 +8,6 @@ import pytest
 import torch
 from by_hand import (
     DERIVATIVE,
-    LAYOUTS,
     NONLINEARITIES,
     SECOND_DERIVATIVE,
     SEEDS,
@@ -30,11 +29,6 @@ from rnn_ext import ops
 
 # torch's own forward mode compiles some of its derivatives with torch.jit, and warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-
-
-@pytest.fixture(params=LAYOUTS)
-def layout(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 class Recurrence:

@@ -169,14 +169,15 @@ def test_bits_do_not_depend_on_the_batch(linear: bool, isa: str, monkeypatch: py
     sequences, seed = (("v", "factor"), "seed") if linear else (("u",), "h0")
 
     @given(
+        st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
         st.sampled_from([1, 2, 4, 6, 7, 13, 40]),
         st.sampled_from([16, 20, 64, 65, 130]),
         st.sampled_from([(1,), (-1,), (1, -1, 1)]),
         st.integers(0, 100),
     )
-    def run(batch: int, hidden: int, direction: tuple[int, ...], random_seed: int) -> None:
+    def run(dtype: torch.dtype, batch: int, hidden: int, direction: tuple[int, ...], random_seed: int) -> None:
         dense = make(6, batch, hidden, direction, "dense", linear=linear, seed_kind="state", random_seed=random_seed)
-        dense = dense.cast(torch.float32)
+        dense = dense.cast(dtype)
         whole, _ = dense.run(ops)
         flat = {n: dense.args[n].reshape(6 * batch, -1) for n in sequences}
         packed = dense.with_args(batch_sizes=torch.full((6,), batch), **flat)

@@ -52,6 +52,8 @@ def test_bad_lengths(lengths: Any, message: str) -> None:
 
 def test_lengths_where_they_do_not_belong() -> None:
     module = rnn_ext.RNN(3, 5)
+    with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0 in RNN"):
+        module(torch.randn(0, 2, 3), lengths=torch.tensor([1, 1]))
     with pytest.raises(ValueError, match="a PackedSequence has its own"):
         module(nn.utils.rnn.pack_sequence([torch.randn(2, 3)]), lengths=torch.tensor([2]))
     with pytest.raises(ValueError, match="lengths is for batched input"):

@@ -12,12 +12,17 @@
 #endif
 #endif
 
+// A build for tests, whose CPU tensors the CUDA kernels compute on an emulator, has one in the CPU kernels' place.
+#if defined(__x86_64__) && !defined(RNN_EXT_CUDA_EMULATED)
+#define RNN_EXT_VECTOR_ISAS
+#endif
+
 namespace rnn_ext {
 
 namespace baseline {
 extern const Isa isa;
 }
-#if defined(__x86_64__)
+#if defined(RNN_EXT_VECTOR_ISAS)
 namespace avx2 {
 extern const Isa isa;
 }
@@ -62,7 +67,7 @@ static Isa avx512_with(const char* name, bool (*supported)(), bool (*preferred)(
 #endif
 
 const std::vector<const Isa*>& compiled_isas() {
-#if defined(__x86_64__)
+#if defined(RNN_EXT_VECTOR_ISAS)
   static const Isa with_dot =
       avx512_with("avx512_bf16", avx512_bf16::supported, avx512_bf16::preferred, avx512_bf16::kernel);
   static const Isa with_amx = avx512_with("amx", amx::supported, amx::supported, amx::kernel);

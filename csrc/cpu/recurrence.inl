@@ -2,7 +2,8 @@
 //
 // Every worker goes through all T steps in one parallel region.
 //
-// K is one of the kernels, VectorKernel, DotKernel or AmxKernel: how tiles are multiplied, and in what formats.
+// K is one of the kernels, VectorKernel, DotKernel, AmxKernel or RowKernel: how tiles are multiplied, and in what
+// formats.
 
 // `projected` makes the input; null where it is given.
 template <class K>

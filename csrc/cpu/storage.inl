@@ -83,15 +83,48 @@ RNN_EXT_INLINE void store_first_16(S* p, Vec16 v, int n) {
   _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), (__m256i)v);
 }
 #else
+// No masked move knows of elements so small: they are pieces of four, two and one, put together in integers. (In memory
+// a vector would wait for the stores of its elements.)
+typedef uint64_t Fours __attribute__((vector_size(kVectorBytes / 2), may_alias));
+constexpr int kLastFour = kVectorBytes / 16 - 1;
+template <class Piece>
+RNN_EXT_INLINE Piece piece_at(const void* p) {
+  Piece piece;
+  std::memcpy(&piece, p, sizeof piece);
+  return piece;
+}
+template <class Piece>
+RNN_EXT_INLINE void put_piece(void* p, uint64_t bits) {
+  const Piece piece = static_cast<Piece>(bits);
+  std::memcpy(p, &piece, sizeof piece);
+}
 template <class S>
 RNN_EXT_INLINE Vec<float> load_first_16(const S* p, int n) {
-  Vec16 v = {};
-  for (int i = 0; i < n; ++i) v[i] = p[i].bits;
-  return widen(v, S{});
+  const S* const rest = p + (n & 4);
+  uint64_t last = 0;
+  if (n & 2) last = piece_at<uint32_t>(rest);
+  if (n & 1) last |= uint64_t{piece_at<uint16_t>(rest + (n & 2))} << 16 * (n & 2);
+  Fours fours = {last};
+  if (n & 4) {
+    fours[kLastFour] = last;
+    fours[0] = piece_at<uint64_t>(p);
+  }
+  return widen((Vec16)fours, S{});
 }
 template <class S>
 RNN_EXT_INLINE void store_first_16(S* p, Vec16 v, int n) {
-  for (int i = 0; i < n; ++i) p[i].bits = v[i];
+  const Fours fours = (Fours)v;
+  uint64_t last = fours[0];
+  if (n & 4) {
+    put_piece<uint64_t>(p, last);
+    last = fours[kLastFour];
+  }
+  S* const rest = p + (n & 4);
+  if (n & 2) {
+    put_piece<uint32_t>(rest, last);
+    last >>= 32;
+  }
+  if (n & 1) put_piece<uint16_t>(rest + (n & 2), last);
 }
 #endif
 RNN_EXT_INLINE Vec<float> load_first(const half* p, int n) { return load_first_16(p, n); }
