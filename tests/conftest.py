@@ -23,6 +23,15 @@ def pytest_configure() -> None:
         raise pytest.UsageError(f"RNN_EXT_CUDA={asked}, but the build in {rnn_ext.__file__} says {built}")
 
 
+def pytest_report_header() -> str:
+    """Which kernels this run says nothing of: an instruction set that the machine lacks is compiled, and no more."""
+    info = rnn_ext.build_info()
+    lacking = sorted(set(info["cpu_isas_compiled"]) - set(info["cpu_isas_runnable"]))
+    return (
+        f"rnn_ext: kernels for {', '.join(info['cpu_isas_runnable'])}; not on this CPU: {', '.join(lacking) or 'none'}"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> Iterator[None]:
     threads = torch.get_num_threads()

@@ -12,9 +12,11 @@
 // on AVX-512 and 16 elsewhere; two FMA ports of latency 4 want at least 8 accumulators in flight.
 
 constexpr int kAccumulators = kVectorBytes == 64 ? 24 : 12;
-constexpr int kMaxTileRows = 6;
-// Vectors a panel: as wide as kMaxTileRows rows allow, so that each panel load feeds 6 FMAs.
-constexpr int kPanelVectors = kAccumulators / kMaxTileRows;
+// Where a panel is no wider than three vectors, 8 rows have sums for all registers, too, and each panel load feeds 8
+// FMAs.
+constexpr int kMaxTileRows = kVectorBytes == 64 ? 8 : 6;
+// Vectors a panel: as wide as 6 rows allow, so that each panel load feeds 6 FMAs.
+constexpr int kPanelVectors = kAccumulators / 6;
 // With few rows there is too little work to hide FMA latency in a narrow panel, and each load of a row's state is for
 // few FMAs. Up to so many rows, panels are as wide as the registers allow, but no wider than 8 vectors (planner.cpp).
 constexpr int kWidePanelVectors = 8;
@@ -177,7 +179,8 @@ struct VectorKernel {
                                     std::is_same_v<S, Sum>,
                                     /*packs=*/true,
                                     kSumBlock,
-                                    kAccumulators};
+                                    kAccumulators,
+                                    kMaxTileRows};
 
   explicit VectorKernel(const Panels&) {}
   static void pack(const Weight<S>& w, int64_t group, bool transpose, const Panels& panels, int64_t j, Packed* packed) {

@@ -22,6 +22,7 @@ struct Tiling {
   bool packs = true;               // whether it needs panels packed; else it reads contiguous weights as they lie
   int sum_block = 0;               // rows of a panel that are summed up apart from those before them; 0 for all
   int tile_vectors = 0;            // vectors of sums that a tile has registers for; 0 where that is no matter of those
+  int tile_rows = 0;               // and how many rows it may have
 };
 
 // Panel `index`: where its columns begin, how many vectors it is wide, and its columns without padding.

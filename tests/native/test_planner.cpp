@@ -114,7 +114,7 @@ int main() {
 #if defined(__x86_64__)
   const Tiling packing = compiled_isas().back()->f32.tiling, by_rows = compiled_isas().back()->f32_rows.tiling;
 #else
-  const Tiling packing = {16, 4, 4, 1, 4, 8, 3, 4, 1, 2.0, true, true, 64, 24};
+  const Tiling packing = {16, 4, 4, 1, 4, 8, 3, 4, 1, 2.0, true, true, 64, 24, 8};
   const Tiling by_rows = {16, 4, 4, 1, 4, 8, 3, 0, 1, 1.0, true, false};
 #endif
   auto plan = [&](int64_t t, int64_t b, int64_t g, int64_t h, int threads) {
@@ -153,6 +153,10 @@ int main() {
   CHECK(!plan(100, 1, 1, 768, 2).streams, "half of 2.25 MiB stays in L2");
   CHECK(plan(100, 1, 1, 1024, 1).panels > plan(100, 1, 1, 1024, 2).panels,
         "panels are narrow where L2 keeps half of W");
+  // 16 vectors of columns: tiles of 6 rows by 4 vectors, of which 8 rows would be two, or of 8 by 3.
+  CHECK(plan(100, 6, 1, 256, 1).panels == 4 && plan(100, 16, 1, 256, 1).panels == 4, "each load feeds 6 FMAs");
+  CHECK(plan(100, 7, 1, 256, 1).panels == 6 && plan(100, 8, 1, 256, 1).panels == 6, "W comes from L2 once, not twice");
+  CHECK(plan(100, 8, 1, 64, 1).panels == 1, "16 KiB of W are in L1 for the second tile");
   CHECK(plan(1, 1, 1, 64, 64).workers() == 1, "one small step is not worth waking a thread");
   if (failures == 0) std::printf("planner: all invariants hold\n");
   return failures != 0;

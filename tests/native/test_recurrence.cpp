@@ -1,6 +1,7 @@
 // The kernels without PyTorch: every instruction set against a plain loop in long double, on std::thread
 // teams of several sizes, with every layout. Run plain, and under AddressSanitizer, UBSan and ThreadSanitizer.
 #include <optional>
+#include <string>
 #include <thread>
 
 #include "cases.h"
@@ -190,6 +191,9 @@ int main() {
     if (check_random<float>(seed) || check_random<double>(seed + 10000) || check_random<half>(seed + 20000) ||
         check_random<bfloat16>(seed + 30000))
       return 1;
-  std::printf("recurrence: %u random problems in four dtypes on every instruction set\n", kCases);
+  std::string run, lacking;
+  for (const Isa* isa : compiled_isas()) (isa->supported() ? run : lacking) += std::string(" ") + isa->name;
+  std::printf("recurrence: %u random problems in four dtypes on:%s; not on this CPU:%s\n", kCases, run.c_str(),
+              lacking.empty() ? " none" : lacking.c_str());
   return failures != 0;
 }
