@@ -7,7 +7,6 @@
 #include <algorithm>
 
 #include "isa.h"
-#include "threads.h"
 
 // MKL's own, where that is in PyTorch: how many threads it may have for calls from this thread, 0 for no other number
 // than all others have. Returns what that was.
@@ -32,16 +31,13 @@ bool supported(const char* query) {
 // Up to so many multiply-adds, 40 us of one thread, a second one saves a tenth where it is there at once; and where it
 // sleeps, or its core is busy with something else, waking it takes several times as long as the product.
 constexpr int64_t kWorthThreads = 1 << 21;
-// The same where cores are known to be busy, and a thread is without one for a time slice, some milliseconds: at two
-// and six million multiply-adds one thread is 1.3 to 1.5 times as fast, at 26 million 0.93 times.
-constexpr int64_t kWorthThreadsInACrowd = 1 << 23;
+// By size alone: a product that had one thread while cores are busy would not have the same bits in every call.
 
 // While this lives, a product of so many multiply-adds has one thread if it is not worth more.
 class Threads {
  public:
   explicit Threads(int64_t multiply_adds)
-      : limits_(MKL_Set_Num_Threads_Local != nullptr &&
-                (multiply_adds <= kWorthThreads || (multiply_adds <= kWorthThreadsInACrowd && crowd.here()))) {
+      : limits_(MKL_Set_Num_Threads_Local != nullptr && multiply_adds <= kWorthThreads) {
     if (limits_) before_ = MKL_Set_Num_Threads_Local(1);
   }
   ~Threads() {

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 
 #include "cpu/isa.h"
@@ -12,6 +13,24 @@
 
 namespace rnn_ext {
 namespace {
+
+// Whether calls whose workers meet after each step (team.h) have lately lost a core to other processes. Such a call
+// costs some time slices, tens of milliseconds where it gets bad; after each the next try waits twice as long, so
+// that a crowded machine is probed ever more rarely, and a single interruption is soon forgotten.
+class Crowd {
+ public:
+  bool here() const { return cpu::now_ms() < until_.load(std::memory_order_relaxed); }
+  void note(bool lost_a_core) {
+    const int64_t wait = lost_a_core ? std::min<int64_t>(2 * wait_.load(std::memory_order_relaxed), 2000) : kFirstWait;
+    wait_.store(wait, std::memory_order_relaxed);
+    if (lost_a_core) until_.store(cpu::now_ms() + wait, std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr int64_t kFirstWait = 4;
+  std::atomic<int64_t> until_{0}, wait_{kFirstWait};
+};
+Crowd crowd;
 
 template <class T>
 Projection<T> projection_of(const ProjectionOf& p) {
@@ -36,7 +55,7 @@ void run(const Call& c, const Shape& checked, const OwnedRows& rows, const Tenso
   const int threads = static_cast<int>(torch::stable::get_num_threads());
   const Machine machine = cpu::machine_for(shape, kernel.tiling, threads);
   Plan plan = make_plan(shape, kernel.tiling, machine, threads);
-  if (plan.column_workers > 1 && cpu::crowd.here()) plan = make_plan(shape, kernel.tiling, machine, threads, false);
+  if (plan.column_workers > 1 && crowd.here()) plan = make_plan(shape, kernel.tiling, machine, threads, false);
   // One allocation for all; each part is a whole number of cache lines and begins at one. From malloc, not from an
   // aligned allocation: glibc's memalign splits a block at both ends, and before 2.38 a long run of calls
   // leaves the heap growing and each call searching through it, at ten times the cost of a small one.
@@ -62,8 +81,8 @@ void run(const Call& c, const Shape& checked, const OwnedRows& rows, const Tenso
       },
       &context);
   if (plan.column_workers > 1)
-    cpu::crowd.note(std::any_of(arrivals.begin(), arrivals.end(),
-                                [](const Arrivals& a) { return a.takeover.load(std::memory_order_relaxed) != 0; }));
+    crowd.note(std::any_of(arrivals.begin(), arrivals.end(),
+                           [](const Arrivals& a) { return a.takeover.load(std::memory_order_relaxed) != 0; }));
 }
 
 }  // namespace

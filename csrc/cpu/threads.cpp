@@ -15,8 +15,6 @@ int64_t now_ms() {
       .count();
 }
 
-Crowd crowd;
-
 // parallel_for cuts [0, workers) into equal chunks, one a thread, and all run at once; it makes fewer of them where it
 // has fewer threads, and one inside a parallel region.
 void launch_on_torch_pool(int workers, Body body, void* context) {
