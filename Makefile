@@ -20,7 +20,7 @@ CTEST := $(BIN)/ctest --output-on-failure --parallel $(CORES)
 # A worker that is through takes over tests of one that is not: they differ in length by a thousand times.
 PARALLEL := --numprocesses $(CORES) --dist worksteal
 
-.PHONY: demo test test-native test-sanitizers test-python cuda cuda-cost verify-cuda test-cuda-emulated \
+.PHONY: demo test configured test-native test-sanitizers test-python cuda cuda-cost verify-cuda test-cuda-emulated \
   test-cuda-build test-aarch64 test-gpu bench-gpu lint format bench build clean
 
 demo: build
@@ -31,8 +31,11 @@ test: test-native test-sanitizers test-python
 test-python: build
 	$(BIN)/python -m pytest tests $(PARALLEL)
 
-test-native: $(STAMP)
+# The plain build, for what follows.
+configured: $(STAMP)
 	$(CMAKE) -S . -B build/native -G Ninja >/dev/null
+
+test-native: configured
 	$(CMAKE) --build build/native
 	$(CTEST) --test-dir build/native
 
@@ -47,15 +50,13 @@ test-sanitizers: $(STAMP)
 	done
 
 # What a machine with nvcc can say of CUDA code without a GPU: it compiles, for every architecture.
-cuda: $(STAMP)
-	$(CMAKE) -S . -B build/native -G Ninja >/dev/null
+cuda: configured
 	$(CMAKE) --build build/native --target cuda
 
 # And what a step of them costs, from their machine code; fails where one spills, has a bank conflict, or is estimated
 # at much more than its floor.
-cuda-cost: $(STAMP)
+cuda-cost: configured
 	$(BIN)/pip install --quiet --group cuda
-	$(CMAKE) -S . -B build/native -G Ninja >/dev/null
 	$(CMAKE) --build build/native --target recurrence.sm_80.o recurrence.sm_90.o
 	$(BIN)/python -m benchmarks.cuda_cost
 

@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from subprocess import DEVNULL
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
@@ -147,7 +146,8 @@ def machine_code(architecture: str, directory: Path) -> Path:
         sys.exit(f"{built} is missing; `make cuda-cost` compiles it")
     into = directory / architecture
     into.mkdir()
-    subprocess.run(["cuobjdump", "-xelf", "all", built.absolute()], cwd=into, env=tools(), check=True, stdout=DEVNULL)
+    extract = ["cuobjdump", "-xelf", "all", str(built.absolute())]
+    subprocess.run(extract, cwd=into, env=tools(), check=True, stdout=subprocess.DEVNULL)
     (cubin,) = into.iterdir()
     return cubin
 

@@ -142,14 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(tabulate(body, header, tablefmt="github", disable_numparse=True))
     print()
     lost = 0
-    for what, limit, ratios in (
-        ("a token, of those of a dense batch with as many", LIMIT, [c for row in rows for c in row.of_short()]),
-        (
-            "a batch, of the time of one in which all rows have T steps",
-            LIMIT_OF_FULL,
-            [t for r in rows for t in r.of_full()],
-        ),
+    for what, limit, ratios_of in (
+        ("a token, of those of a dense batch with as many", LIMIT, Row.of_short),
+        ("a batch, of the time of one in which all rows have T steps", LIMIT_OF_FULL, Row.of_full),
     ):
+        ratios = [ratio for row in rows for ratio in ratios_of(row)]
         dear = sum(ratio > limit for ratio in ratios)
         print(f"costs more than {limit:g}: {what}: {dear} of {len(ratios)}")
         lost += dear
