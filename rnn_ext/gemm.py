@@ -15,6 +15,7 @@ from rnn_ext import _C, dispatch
 
 # As there: what a product must exceed for the conversions to be worth it.
 _WORTH_FLOAT = 1 << 15
+_FEW_COLUMNS = 16
 _NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -26,6 +27,14 @@ def has_gemm(dtype: torch.dtype) -> bool:
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b``: ``(..., n, k)`` by ``(..., k, m)``, of one dtype."""
     return (a.float() @ b.float()).to(a.dtype) if _by_float(a, b.shape[-1]) else a @ b
+
+
+def product_of_columns(s: Tensor, x: Tensor) -> Tensor:
+    """``sᵀ x``: ``(N, n)`` by ``(N, m)``, of one dtype: a weight's gradient; of few columns ``(xᵀ s)ᵀ``, as there."""
+    (rows, units), columns = s.shape, x.shape[1]
+    if s.is_cpu and not dispatch.recorded() and 1 < columns < _FEW_COLUMNS <= rows and units >= 2 * columns:
+        return matmul(x.t(), s).t().contiguous()
+    return matmul(s.t(), x)
 
 
 def addmm(total: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -183,7 +183,7 @@ def _backward(
         *(nonlinearity, direction, need_h0, need_w_hh, u),
     )
     s_rows = s.flatten(0, -2)
-    w_ih_bar = gemm.matmul(s_rows.t(), x.flatten(0, -2)) if need_w_ih else None
+    w_ih_bar = gemm.product_of_columns(s_rows, x.flatten(0, -2)) if need_w_ih else None
     b_bar = _sum_of_rows(s_rows) if need_b_ih or need_b_hh else None
     x_bar = _input_gradient(s, w_ih, len(direction)) if need_x else None
     return x_bar, h0_bar, w_ih_bar, w_hh_bar, *_biases(b_bar, needed, len(direction))

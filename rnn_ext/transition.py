@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnn_ext.gemm import addmm, matmul
+from rnn_ext.gemm import addmm, matmul, product_of_columns
 from rnn_ext.layout import Layout, by_run, packed_predecessors, packed_sequences, previous, states_to_rows
 
 
@@ -117,7 +117,7 @@ def _outer_products(
             s_rows, y_rows = (s_rows[1:], y_rows[:-1]) if direction == 1 else (s_rows[:-1], y_rows[1:])
         count = end - start
         if count == 1:
-            block = matmul(s_rows.reshape(-1, hidden).t(), y_rows.reshape(-1, hidden))
+            block = product_of_columns(s_rows.reshape(-1, hidden), y_rows.reshape(-1, hidden))
         else:
             s_rows = s_rows.reshape(-1, count, hidden).permute(1, 2, 0)
             y_rows = y_rows.reshape(-1, count, hidden).transpose(0, 1)

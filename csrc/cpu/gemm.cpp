@@ -22,6 +22,15 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
+// With fewer columns than a vector has lanes, a BLAS's vectors, which lie along those of x, are mostly empty in s^T x,
+// and full in x^T s: on AMD, MKL takes 3 to 30 times as long for the one as for the other. (One column is a vector, and
+// no matter.)
+constexpr int64_t kFewColumns = 16;
+
+bool few_columns(const Tensor& s, const Tensor& x) {
+  return x.size(1) > 1 && x.size(1) < kFewColumns && s.size(1) >= 2 * x.size(1) && s.size(0) >= kFewColumns;
+}
+
 bool supported(const char* query) {
   StableIValue answer[1] = {};
   return torch_call_dispatcher(query, "", answer, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS &&
@@ -170,6 +179,21 @@ Tensor product(const Tensor& a, const Tensor& b) {
   Tensor out = empty(a, {a.size(0), b.size(1)});
   multiply(out, a, b);
   return out;
+}
+
+Tensor product_of_columns(const Tensor& s, const Tensor& x) {
+  if (!few_columns(s, x)) return product(transposed(s), x);
+  Tensor out = empty(s, {s.size(1), x.size(1)});
+  return torch::stable::copy_(out, transposed(product(transposed(x), s)));
+}
+
+void add_product_of_columns(std::optional<Tensor>& total, const Tensor& s, const Tensor& x) {
+  if (!total)
+    total = product_of_columns(s, x);
+  else if (few_columns(s, x))
+    total = sum(*total, product_of_columns(s, x));
+  else if (s.size(0) > 0)
+    multiply(*total, transposed(s), x, /*add=*/true);
 }
 
 void add_product(const Tensor& out, const Tensor& a, const Tensor& b) {

@@ -65,15 +65,6 @@ Tensor steps_of(const Tensor& sequence, Window w) {
   return Tensor(part);
 }
 
-// total += a b, or what it begins with. Of its own, and not in its place among others': where memory is aligned
-// otherwise, a GEMM may give other bits.
-void accumulate(Gradient& total, const Tensor& a, const Tensor& b) {
-  if (!total)
-    total = product(a, b);
-  else if (a.size(1) > 0)
-    multiply(*total, a, b, /*add=*/true);
-}
-
 // Matrices one above the other.
 Tensor stacked(const std::vector<Gradient>& blocks) {
   if (blocks.size() == 1) return *blocks[0];
@@ -135,13 +126,13 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
     const Tensor s_rows = rows_of(s);
     if (need_b) b_bar = b_bar ? sum(*b_bar, sum_of_rows(s_rows)) : sum_of_rows(s_rows);
     if (need_x && whole) multiply_by_group(rows_of(*x_bar), s_rows, w_ih, hidden);
-    if (need_w_ih && whole) accumulate(w_ih_bars[0], transposed(s_rows), rows_of(x, ragged));
+    if (need_w_ih && whole) add_product_of_columns(w_ih_bars[0], s_rows, rows_of(x, ragged));
     for (int64_t group = 0; group < groups; ++group) {
       const auto [begin, end] = window(group);
       const int64_t column = group * hidden;
       if (!whole) {
         const Tensor s_group = columns_of(s_rows, column, column + hidden);
-        if (need_w_ih) accumulate(w_ih_bars[group], transposed(s_group), rows_of(steps_of(x, {begin, end})));
+        if (need_w_ih) add_product_of_columns(w_ih_bars[group], s_group, rows_of(steps_of(x, {begin, end})));
         if (need_x) {
           const Tensor to = rows_of(steps_of(*x_bar, {begin, end})), w = rows_of(w_ih, column, column + hidden);
           groups > 1 && parts.seen(i, group == 1) ? add_product(to, s_group, w) : multiply(to, s_group, w);
@@ -158,8 +149,8 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
         const int64_t row = ragged ? (one_before ? 0 : batch) : first * batch;
         return matrix(t, count, hidden, t.stride(0), t.stride(1), row * t.stride(0) + column * t.stride(1));
       };
-      accumulate(w_hh_bars[group], transposed(before(s_rows, !forward, from - begin)),
-                 before(h_rows, forward, forward ? from - 1 : from + 1));
+      add_product_of_columns(w_hh_bars[group], before(s_rows, !forward, from - begin),
+                             before(h_rows, forward, forward ? from - 1 : from + 1));
     }
   }
   if (lengths && need_x) x_bar = padded_rows(*x_bar, *ragged, x);

@@ -196,7 +196,8 @@ struct VectorKernel {
     multiply_tile_for<Numbers<Sum>>(rows, width, chains)(a, stride, panel, depth, sums, width * kLanes<Sum>, false,
                                                          fetch);
   }
-  // To sums that lie `pitch` apart, or onto them. Only weights that fit L2 are multiplied so (planner.h, projects).
+  // To sums that lie `pitch` apart, or onto them. Weights are near enough then to come by themselves (planner.h,
+  // projects).
   void multiply_onto(const State* a, int64_t stride, int rows, const Packed* panel, int columns, int chains,
                      int64_t depth, Sum* sums, int64_t pitch, bool add) {
     multiply_tile_for<Numbers<Sum>>(rows, vectors_of<Sum>(columns), chains)(a, stride, panel, depth, sums, pitch, add,

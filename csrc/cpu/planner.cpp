@@ -1,6 +1,9 @@
 #include "planner.h"
 
 #include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -32,7 +35,7 @@ constexpr int64_t kStepsAhead = 64;
 
 // See worth_packing and projects. All of them are where the two ways took equal time on an AVX-512 core.
 constexpr int64_t kHiddenPerRow = 8, kRowsWorthPacking = 16, kRowsWorthPacking16 = 2, kElementsWorthPacking = 1 << 14,
-                  kRowsLikeAGemm = 8;
+                  kRowsLikeAGemm = 8, kRowsWorthL3 = 8;
 
 // From here on a tile takes long enough for what its epilogue wants to come meanwhile. At half of that, asking for it
 // costs 1 to 5 %.
@@ -178,19 +181,33 @@ Choice choose_grid(const Shape& s, const Tiling& k, const Machine& m, int thread
   return best;
 }
 
+// As the operating system tells it, with a modest core's figures where it does not.
+Machine ask_machine() {
+  Machine machine = {32 << 10, 512 << 10, 8 << 20};
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  auto ask = [](int name, int64_t* size) {
+    const int64_t answer = sysconf(name);
+    if (answer > 0) *size = answer;
+  };
+  ask(_SC_LEVEL1_DCACHE_SIZE, &machine.l1);
+  ask(_SC_LEVEL2_CACHE_SIZE, &machine.l2);
+  ask(_SC_LEVEL3_CACHE_SIZE, &machine.l3);
+#endif
+#if defined(__x86_64__)
+  // AMD's core complexes. By name and not by a measurement: it decides who multiplies by W_ih, and so on bits. Its
+  // size from the processor: glibc's is that of all complexes, 320 MiB where a core can use 32.
+  machine.near_l3 = __builtin_cpu_is("amd");
+  unsigned a, ways, sets, d;
+  if (machine.near_l3 && __get_cpuid_count(0x8000001d, 3, &a, &ways, &sets, &d) && ways > 0)
+    machine.l3 = (int64_t(ways >> 22) + 1) * ((ways >> 12 & 0x3ff) + 1) * ((ways & 0xfff) + 1) * (int64_t(sets) + 1);
+#endif
+  return machine;
+}
+
 }  // namespace
 
 Machine this_machine() {
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-  auto size_of = [](int name, int64_t otherwise) {
-    const int64_t size = sysconf(name);
-    return size > 0 ? size : otherwise;
-  };
-  static const Machine machine = {size_of(_SC_LEVEL1_DCACHE_SIZE, 32 << 10), size_of(_SC_LEVEL2_CACHE_SIZE, 512 << 10),
-                                  size_of(_SC_LEVEL3_CACHE_SIZE, 8 << 20)};
-#else
-  static const Machine machine = {32 << 10, 512 << 10, 8 << 20};
-#endif
+  static const Machine machine = ask_machine();
   return machine;
 }
 
@@ -273,8 +290,10 @@ bool projects(const Shape& s, const Tiling& tiling, const Machine& machine) {
   if (!tiling.packs) return rows <= kRowsLikeAGemm;
   // Packing W_ih takes about a cycle an element. A GEMM of few rows reads it as it lies, for some microseconds more.
   if (rows < kRowsWorthPacking && s.hidden * s.features > kElementsWorthPacking) return false;
-  // Larger weights would come from L3 in each step; a GEMM of the whole sequence blocks them.
-  return s.hidden * (s.hidden + s.features) * tiling.packed_bytes <= kCacheShare * machine.l2;
+  // Larger weights would come from L3 in each step; a GEMM of the whole sequence blocks them. But where L3 is near,
+  // some rows' multiplications do not wait for it, and there is no u to be written, and to be read again.
+  const int64_t nearby = machine.near_l3 && s.batch >= kRowsWorthL3 ? machine.l3 : machine.l2;
+  return s.hidden * (s.hidden + s.features) * tiling.packed_bytes <= kCacheShare * nearby;
 }
 
 std::string reason(const Plan& plan, const Shape& shape) {

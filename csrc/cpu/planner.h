@@ -17,6 +17,8 @@ namespace rnn_ext {
 struct Machine {
   int64_t l1 = 0, l2 = 0, l3 = 0;
   Meeting meeting = {1000, 100};
+  // Whether l3 is a few cores' own, next to them and at their clock, and gives each of them nearly what l2 does.
+  bool near_l3 = false;
 };
 
 // As the operating system tells it, with a modest core's figures where it does not.

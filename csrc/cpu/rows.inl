@@ -22,25 +22,33 @@ RNN_EXT_INLINE Vec<T> sums_of_lanes(Vec<T> (&v)[kLanes<T>]) {
     return v[0];
 }
 
+// Rows of W read side by side: as many sums in flight as hide an FMA's latency, two a cycle of four. More would be
+// streams that the prefetchers do not follow, and where W's rows lie 4096 bytes apart, lines of one set of the L1
+// cache.
+constexpr int kRowsAtOnce = 8;
+
 // One row of A with up to a vector's width of rows of W.
 template <class T, class S>
 Vec<T> multiply_rows(const T* a, const S* w, int columns, int64_t depth) {
-  constexpr int L = kLanes<T>;
-  const S* row[L];
-#pragma GCC unroll 16
-  for (int c = 0; c < L; ++c) row[c] = w + std::min(c, columns - 1) * depth;
+  constexpr int L = kLanes<T>, N = std::min(L, kRowsAtOnce);
   Vec<T> acc[L] = {};
-  int64_t k = 0;
-  for (; k + L <= depth; k += L) {
-    const Vec<T> x = load(a + k);
 #pragma GCC unroll 16
-    for (int c = 0; c < L; ++c) acc[c] += x * load(row[c] + k);
-  }
-  if (k < depth) {
-    const int rest = static_cast<int>(depth - k);
-    const Vec<T> x = load_first(a + k, rest);
+  for (int first = 0; first < L; first += N) {
+    const S* row[N];
 #pragma GCC unroll 16
-    for (int c = 0; c < L; ++c) acc[c] += x * load_first(row[c] + k, rest);
+    for (int c = 0; c < N; ++c) row[c] = w + std::min(first + c, columns - 1) * depth;
+    int64_t k = 0;
+    for (; k + L <= depth; k += L) {
+      const Vec<T> x = load(a + k);
+#pragma GCC unroll 16
+      for (int c = 0; c < N; ++c) acc[first + c] += x * load(row[c] + k);
+    }
+    if (k < depth) {
+      const int rest = static_cast<int>(depth - k);
+      const Vec<T> x = load_first(a + k, rest);
+#pragma GCC unroll 16
+      for (int c = 0; c < N; ++c) acc[first + c] += x * load_first(row[c] + k, rest);
+    }
   }
   return sums_of_lanes<T>(acc);
 }

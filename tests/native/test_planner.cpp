@@ -12,10 +12,10 @@ using namespace rnn_ext;
 namespace {
 
 constexpr Machine kMachines[] = {
-    {32 << 10, 256 << 10, 8 << 20},  // a laptop of 2015
-    {48 << 10, 2 << 20, 105 << 20},  // Sapphire Rapids
-    {32 << 10, 1 << 20, 32 << 20},   // Zen 4
-    {128 << 10, 12 << 20, 0},        // Apple M1: no L3
+    {32 << 10, 256 << 10, 8 << 20},                              // a laptop of 2015
+    {48 << 10, 2 << 20, 105 << 20},                              // Sapphire Rapids
+    {32 << 10, 1 << 20, 32 << 20, {280, 16}, /*near_l3=*/true},  // Zen 4
+    {128 << 10, 12 << 20, 0},                                    // Apple M1: no L3
 };
 
 int check_invariants(const Shape& shape, const Tiling& tiling, const Machine& machine, int threads) {
@@ -144,6 +144,10 @@ int main() {
   CHECK(projected({100, 32, 1, 64, 64}), "W_ih and W_hh of 64 fit any L2");
   CHECK(!projected({1, 1, 1, 256, 256}), "one row is not worth packing W_ih");
   CHECK(!projected({100, 32, 1, 1024, 1024}), "4 MiB of W_ih would come from L3 in each step");
+  const Machine& zen = kMachines[2];
+  CHECK(projects({100, 32, 1, 1024, 1024}, packing, zen), "8 MiB of weights come from an L3 that is near");
+  CHECK(!projects({100, 4, 1, 1024, 1024}, packing, zen), "four rows would wait for it");
+  CHECK(!projects({100, 32, 1, 2048, 2048}, packing, zen), "32 MiB of weights would come from memory");
   CHECK(projected({1, 1, 1, 1024, 1024}, true) && !projected({100, 1, 1, 1024, 1024}, true), "of a GEMM's rows");
   CHECK(!worth_packing({1, 1, 1, 64}, false) && !worth_packing({16, 1, 1, 1024}, false), "a few steps");
   CHECK(worth_packing({100, 1, 1, 64}, false) && worth_packing({1, 32, 1, 1024}, false), "many rows");
