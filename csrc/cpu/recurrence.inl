@@ -156,7 +156,7 @@ void run(const Problem<typename K::Storage>& problem, const Plan& plan, const Wo
   const int64_t begin = column_worker * panels.count / column_workers;
   const int64_t end = (column_worker + 1) * panels.count / column_workers;
   StepBarrier all(space.arrivals, 0, workers);
-  StepBarrier peers(space.arrivals + workers, row_worker * column_workers, column_workers);
+  StepBarrier peers(space.arrivals + workers, row_worker * column_workers, column_workers, shape.groups * shape.time);
   Worker<K> me = {problem,
                   panels,
                   space.cut,

@@ -1,6 +1,7 @@
 // The threads of one call: how they are launched, and how they meet between time steps.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -42,31 +43,40 @@ inline void cpu_relax() {
 // load that sees it makes those writes visible here. A worker is never more than one step ahead, which
 // is why two state buffers suffice (recurrence.inl).
 //
-// Where other processes keep the cores busy, a member loses its core for a time slice, thousands of steps long, and a
-// barrier a step would cost a slice a step. So whoever has waited for that long proposes to go on alone;
-// at the next barrier all see that, and the others retire. The bits of the result do not depend on who computes.
+// Where other processes keep the cores busy, a member loses its core for a time slice, thousands of short steps long,
+// and a barrier a step would cost a slice a step. So whoever has waited for too long proposes to go on alone; at the
+// next barrier all see that, and the others retire. The bits of the result do not depend on who computes.
 class StepBarrier {
  public:
-  StepBarrier(Arrivals* arrivals, int first, int size) : arrivals_(arrivals + first), size_(size) {}
+  // Of members that will meet so many times.
+  StepBarrier(Arrivals* arrivals, int first, int size, int64_t steps = 0)
+      : arrivals_(arrivals + first), size_(size), steps_(steps), begin_(Clock::now()) {}
 
-  // True if a member came so late that it has probably lost its core.
+  // True if it is time to go on alone: what has been lost to members who came late, having probably lost their cores,
+  // is more than what their help with the remaining steps is worth. So at most twice is lost of what could not have
+  // been avoided, and a single interruption does not cost a long call all of its threads.
   bool arrive_and_wait(int member) {
     const int64_t mine = ++epoch_;
     arrivals_[member].count.store(mine, std::memory_order_release);
     bool yielded = false;
-    std::chrono::steady_clock::time_point since;
+    Clock::time_point since;
     for (int other = 0; other < size_; ++other) {
       for (int spins = 0; arrivals_[other].count.load(std::memory_order_acquire) < mine; ++spins) {
         if (spins < kSpins) {
           cpu_relax();
         } else {
-          if (!yielded) since = std::chrono::steady_clock::now();
+          if (!yielded) since = Clock::now();
           yielded = true;
           std::this_thread::yield();
         }
       }
     }
-    return yielded && std::chrono::steady_clock::now() - since > kLate;
+    if (!yielded) return false;
+    const Clock::time_point now = Clock::now();
+    const Clock::duration waited = now - since, step = (since - begin_ - lost_) / mine;
+    if (waited < std::max<Clock::duration>(kLate, step)) return false;
+    lost_ += waited;
+    return lost_ > (steps_ - mine) * step;
   }
 
   void propose_takeover(int member) {
@@ -82,6 +92,8 @@ class StepBarrier {
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   // A pause is 40 to 140 cycles: about 10 us of spinning, which covers most steps' imbalance; then whoever needs the
   // core may have it.
   static constexpr int kSpins = 256;
@@ -90,6 +102,9 @@ class StepBarrier {
   static constexpr std::chrono::microseconds kLate{300};
   Arrivals* arrivals_;
   int size_;
+  int64_t steps_;
+  Clock::time_point begin_;
+  Clock::duration lost_{0};
   int64_t epoch_ = 0;
 };
 

@@ -177,10 +177,35 @@ int check_meeting() {
   return failures;
 }
 
+// Of two who meet so many times, whether one goes on alone whose peer is away for a while before the second time.
+bool goes_on_alone(int64_t steps) {
+  Arrivals arrivals[2];
+  std::atomic<bool> there{false};
+  std::thread other([&] {
+    StepBarrier barrier(arrivals, 0, 2, steps);
+    there = true;
+    barrier.arrive_and_wait(1);
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    barrier.arrive_and_wait(1);
+  });
+  while (!there) std::this_thread::yield();
+  StepBarrier barrier(arrivals, 0, 2, steps);
+  barrier.arrive_and_wait(0);
+  const bool alone = barrier.arrive_and_wait(0);
+  other.join();
+  return alone;
+}
+
+int check_late_members() {
+  CHECK(goes_on_alone(2), "waited for a member that has nothing left to do");
+  CHECK(!goes_on_alone(int64_t{1} << 30), "one interruption, and a long call has lost a thread");
+  return failures;
+}
+
 }  // namespace
 
 int main() {
-  if (check_meeting()) return 1;
+  if (check_meeting() || check_late_members()) return 1;
   // The plain build looks at many; sanitizers and another machine's emulator, ten times slower, at fewer.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(RNN_EXT_CPU_EMULATED)
   constexpr unsigned kCases = 60;
