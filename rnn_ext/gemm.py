@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rnn_ext import _C, dispatch
 
-# As there: what a product must exceed for the conversions to be worth it.
+# As there: what a product must exceed for the conversions to be worth it, and how many columns are no longer few.
 _WORTH_FLOAT = 1 << 15
 _FEW_COLUMNS = 16
 _NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}

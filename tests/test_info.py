@@ -41,12 +41,12 @@ def test_explain() -> None:
 
 
 def test_explain_a_layer() -> None:
-    # Of one row, of rows that fill tiles, with weights beyond any L2, and of so few steps that packing would not pay.
+    # Of one row, of rows that fill tiles, with weights beyond any cache, of so few steps that packing would not pay.
     assert "W_ih x_t by the kernel, of some steps ahead" in rnn_ext.explain(100, 1, 64, input_size=64)
     text = rnn_ext.explain(100, 32, 64, input_size=7, threads=1)
     assert "layer T=100 B=32 G=1 I=7 H=64" in text
     assert "W_ih x_t by the kernel, of a tile with its step" in text
-    assert "W_ih x_t by PyTorch's GEMM, of all steps beforehand" in rnn_ext.explain(10, 64, 4096, input_size=8)
+    assert "W_ih x_t by PyTorch's GEMM, of all steps beforehand" in rnn_ext.explain(10, 64, 8192, input_size=8)
     assert "which are read as they lie" in rnn_ext.explain(1, 1, 64, input_size=64)
     assert "which are read as they lie" not in rnn_ext.explain(1, 1, 64)
 

@@ -31,6 +31,13 @@ bool few_columns(const Tensor& s, const Tensor& x) {
   return x.size(1) > 1 && x.size(1) < kFewColumns && s.size(1) >= 2 * x.size(1) && s.size(0) >= kFewColumns;
 }
 
+// s^T x, a new tensor.
+Tensor product_of_columns(const Tensor& s, const Tensor& x) {
+  if (!few_columns(s, x)) return product(transposed(s), x);
+  Tensor out = empty(s, {s.size(1), x.size(1)});
+  return torch::stable::copy_(out, transposed(product(transposed(x), s)));
+}
+
 bool supported(const char* query) {
   StableIValue answer[1] = {};
   return torch_call_dispatcher(query, "", answer, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS &&
@@ -179,12 +186,6 @@ Tensor product(const Tensor& a, const Tensor& b) {
   Tensor out = empty(a, {a.size(0), b.size(1)});
   multiply(out, a, b);
   return out;
-}
-
-Tensor product_of_columns(const Tensor& s, const Tensor& x) {
-  if (!few_columns(s, x)) return product(transposed(s), x);
-  Tensor out = empty(s, {s.size(1), x.size(1)});
-  return torch::stable::copy_(out, transposed(product(transposed(x), s)));
 }
 
 void add_product_of_columns(std::optional<Tensor>& total, const Tensor& s, const Tensor& x) {

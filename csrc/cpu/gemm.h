@@ -25,9 +25,8 @@ void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool add = fa
 Tensor sum(const Tensor& a, const Tensor& b);
 Tensor product(const Tensor& a, const Tensor& b);
 
-// s^T x, a weight's gradient, of rows by the thousand, as a new tensor; and total += s^T x, or what it begins with. Of
-// its own, and not in its place among others': where memory is aligned otherwise, a GEMM may give other bits.
-Tensor product_of_columns(const Tensor& s, const Tensor& x);
+// total += s^T x, a weight's gradient, of rows by the thousand; or what it begins with. Of its own, and not in its
+// place among others': where memory is aligned otherwise, a GEMM may give other bits.
 void add_product_of_columns(std::optional<Tensor>& total, const Tensor& s, const Tensor& x);
 
 // out += a b, by a product and a sum. As nn.RNN's directions are, so one direction's product is added to the other's:

@@ -21,7 +21,7 @@ struct Machine {
   bool near_l3 = false;
 };
 
-// As the operating system tells it, with a modest core's figures where it does not.
+// As the operating system tells it, or the processor, with a modest core's figures where it does not.
 Machine this_machine();
 
 // Between what two workers write again and again, and between that and what both read: a page, which no prefetcher

@@ -50,7 +50,9 @@ class StepBarrier {
  public:
   // Of members that will meet so many times.
   StepBarrier(Arrivals* arrivals, int first, int size, int64_t steps = 0)
-      : arrivals_(arrivals + first), size_(size), steps_(steps), begin_(Clock::now()) {}
+      : arrivals_(arrivals + first), size_(size), steps_(steps) {
+    if (size > 1) begin_ = Clock::now();  // a small call on one thread does without
+  }
 
   // True if it is time to go on alone: what has been lost to members who came late, having probably lost their cores,
   // is more than what their help with the remaining steps is worth. So at most twice is lost of what could not have
