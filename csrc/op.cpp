@@ -218,11 +218,11 @@ Results run_call(const Runs& runs, Call c) {
   OwnedRows made;
   if (c.batch_sizes) made = rows_of_packed(*c.batch_sizes, like.size(0));
   if (c.lengths) made = rows_of_lengths(*c.lengths, shape.time, shape.batch);
+  OwnedRows& rows = c.rows ? *c.rows : made;
   if (c.reset) {
     c.reset = torch::stable::contiguous(*c.reset);
-    made.resets = static_cast<const bool*>(c.reset->const_data_ptr());
+    rows.resets = static_cast<const bool*>(c.reset->const_data_ptr());
   }
-  const OwnedRows& rows = c.rows ? *c.rows : made;
   const Tensor output = c.output ? *c.output : empty_sequence(like, columns);
   Tensor last = empty(like, {shape.groups, shape.batch, shape.hidden});
   if (shape.groups * shape.batch * shape.hidden == 0) return {output, last};

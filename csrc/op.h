@@ -62,7 +62,7 @@ struct Call {
   // What the CPU's plain layer asks for. In place of batch_sizes and lengths, rows of which sequences with two
   // dimensions are packed and those with three are not. What the input is made of, which is then nothing but its shape.
   // And weights as they lie (cpu/rows.inl), which are contiguous.
-  const OwnedRows* rows = nullptr;
+  OwnedRows* rows = nullptr;
   const ProjectionOf* projection = nullptr;
   bool by_rows = false;
   // Of input and factor (recurrence.h), of which only the first group's steps are looked at here.

@@ -117,12 +117,14 @@ def rnn(
         if wrong:
             raise RuntimeError(wrong)
         lengths = lengths.contiguous()
-        if reset is not None or ops.recorded():
+        special = masked or zoneout or checkpoint_every is not None
+        whole = not special and takes_padding(input, hx, lengths, reset, weights)
+        if ops.recorded() or (reset is not None and not whole):
             # What stands in the padding must not reach W_ih's gradient, and zero times NaN is NaN.
             input = zero_where_ended(input, lengths)
         elif hx is not None and hx.shape[1] != len(lengths):
             raise RuntimeError(f"hx must have states of {len(lengths)} sequences, got {tuple(hx.shape)}")
-        elif masked or zoneout or checkpoint_every is not None or not takes_padding(input, hx, lengths, weights):
+        elif not whole:
             padding = Padding(input, lengths)
             input, batch_sizes, lengths = padding.pack(input), padding.batch_sizes, None
             hx = None if hx is None else hx.index_select(1, padding.order)

@@ -142,8 +142,8 @@ class RNN(nn.RNNBase):
                 ``checkpoint_every`` that is not positive, or with ragged sequences or ``return_all_layers``.
         """
         weights = self._weights()
-        if reset is checkpoint_every is None and len(weights) == 1 and not return_all_layers:
-            done = self._plain(input, hx, lengths, weights[0])
+        if checkpoint_every is None and len(weights) == 1 and not return_all_layers:
+            done = self._plain(input, hx, lengths, reset, weights[0])
             if done is not None:
                 return done
         if isinstance(input, PackedSequence):
@@ -206,7 +206,9 @@ class RNN(nn.RNNBase):
             outputs, h_n = _each(lambda h: h.squeeze(1), outputs), h_n.squeeze(1)
         return outputs, h_n
 
-    def _plain(self, x: Any, hx: Tensor | None, lengths: Any, weights: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+    def _plain(
+        self, x: Any, hx: Tensor | None, lengths: Any, reset: Any, weights: Sequence[Any]
+    ) -> tuple[Tensor, Tensor] | None:
         """What is called most, a padded batch through one layer without options, by the shortest way: checks and
         bookkeeping of the general one take as long as a short sequence. None where there is more to do, or wrong."""
         if type(x) is not Tensor or x.is_nested or torch._C._is_any_autocast_enabled():
@@ -224,7 +226,14 @@ class RNN(nn.RNNBase):
             return None
         if lengths is not None and (wrong_with(lengths, time, batch) or not lengths.is_contiguous()):
             return None
-        tensors = (x, hx, w_ih, w_hh, b_ih, b_hh, None, lengths)
+        if reset is not None:
+            if type(reset) is not Tensor or not reset.is_cpu or reset.dtype != torch.bool:
+                return None
+            reset = reset.transpose(0, 1) if batch_first and reset.dim() == 2 else reset
+            if reset.shape != (time, batch):
+                return None
+            hx = None if hx is None else hx.masked_fill(reset[:1].unsqueeze(2), 0)
+        tensors = (x, hx, w_ih, w_hh, b_ih, b_hh, None, lengths, reset)
         done = plain(tensors, "tanh" if self.mode == "RNN_TANH" else "relu", (1,), True)
         return (done[0].transpose(0, 1), done[1]) if batch_first and done is not None else done
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
 #include "cpu/gemm.h"
 #include "cpu/layer.h"
@@ -65,6 +66,40 @@ Tensor steps_of(const Tensor& sequence, Window w) {
   return Tensor(part);
 }
 
+// Between which steps of a sequence no state passes: a bool (T, B), true of the later one.
+class Resets {
+ public:
+  Resets(const Tensor& reset, int64_t steps, int64_t batch, const std::optional<OwnedRows>& ragged)
+      : tensor_(torch::stable::contiguous(reset)), batch_(batch) {
+    check_shape(reset, {steps, batch}, "reset");
+    STD_TORCH_CHECK(reset.is_cpu() && reset.scalar_type() == torch::headeronly::ScalarType::Bool,
+                    "reset must be a bool tensor on w's device");
+    if (!ragged) return;
+    packed_.reset(new bool[ragged->count()]);
+    const Rows rows = ragged->view();
+    for (int64_t t = 0; t < steps; ++t)
+      for (int64_t i = 0; i < ragged->alive_at[t]; ++i) packed_[rows.packed_at[t] + i] = at(t)[rows.batch_index(i)];
+  }
+
+  Tensor steps(Window w) const { return matrix(tensor_, w.end - w.begin, batch_, batch_, 1, w.begin * batch_); }
+  // Of each row from step t on; of ragged ones t is 1.
+  const bool* rows(int64_t t) const { return packed_ ? packed_.get() + batch_ : at(t); }
+  // Zeros in those of (1, B, H) states that do not pass to step t, or from it to the one before.
+  void clear(const Tensor& states, int64_t t) const {
+    const int64_t bytes = states.stride(1) * states.element_size();
+    char* const first = static_cast<char*>(states.mutable_data_ptr());
+    for (int64_t b = 0; b < batch_; ++b)
+      if (at(t)[b]) std::memset(first + b * bytes, 0, bytes);
+  }
+
+ private:
+  const bool* at(int64_t t) const { return static_cast<const bool*>(tensor_.const_data_ptr()) + t * batch_; }
+
+  Tensor tensor_;
+  int64_t batch_;
+  std::unique_ptr<bool[]> packed_;  // of ragged rows, in their order
+};
+
 // Matrices one above the other.
 Tensor stacked(const std::vector<Gradient>& blocks) {
   if (blocks.size() == 1) return *blocks[0];
@@ -84,10 +119,10 @@ Tensor stacked(const std::vector<Gradient>& blocks) {
 std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backward(
     const std::optional<Tensor>& g, const std::optional<Tensor>& g_n, const Tensor& x, const std::optional<Tensor>& h0,
     const Tensor& w_ih, const Tensor& w_hh, const Tensor& h, const std::optional<Tensor>& batch_sizes,
-    const std::optional<Tensor>& lengths, bool relu, bool reversed, bool need_x, bool need_h0, bool need_w_ih,
-    bool need_w_hh, bool need_b) {
+    const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset, bool relu, bool reversed, bool need_x,
+    bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b) {
   check_projection(x, batch_sizes ? 2 : 3, w_ih, w_hh, {}, {});
-  const std::optional<OwnedRows> ragged = ragged_rows(x, batch_sizes, lengths);
+  std::optional<OwnedRows> ragged = ragged_rows(x, batch_sizes, lengths, reset);
   const int64_t rows = ragged ? ragged->count() : x.size(0) * x.size(1), batch = ragged ? ragged->batch() : x.size(1);
   const int64_t hidden = w_hh.size(1), columns = w_hh.size(0);
   const Sizes direction = alternating(w_hh, reversed), backwards = alternating(w_hh, !reversed);
@@ -99,12 +134,14 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
     check_shape(h, {x.size(0), batch, columns}, "h");
   if (g && !batch_sizes) check_shape(*g, {x.size(0), batch, columns}, "g");
   if (h0) check_shape(*h0, {groups, batch, hidden}, "h0");
+  std::optional<Resets> resets;
+  if (reset) resets.emplace(*reset, x.size(0), batch, ragged);
 
   // Before they are cut: a part's copy would have only the first group's steps.
   const Gradient unit_g = g ? with_unit_stride(*g) : g;
   const Tensor unit_h = with_unit_stride(h), h_rows = lengths ? unit_h : rows_of(unit_h);
   const int64_t steps = x.size(0);
-  const Parts parts(h, groups, ragged.has_value());
+  const Parts parts(h, groups, ragged.has_value() || (resets && groups > 1));
   const bool whole = parts.count() == 1;
   Gradient x_bar, h0_bar, b_bar, s_first;
   // Of all groups' columns at once, where these belong to the same steps.
@@ -116,6 +153,10 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
     const Tensor h_part = steps_of(unit_h, window(0));
     Call c{{}, i > 0 ? s_first : g_n, w_hh, h_part, {}, {}, {}, {}, {}, derivative, kind, true, backwards};
     if (g) c.input = steps_of(*unit_g, window(0));
+    if (resets) {
+      c.reset = resets->steps(window(0));
+      if (i > 0) resets->clear(*s_first, direction[0] == 1 ? window(0).end : window(0).begin);
+    }
     c.rows = ragged ? &*ragged : nullptr;
     c.lag = window(groups - 1).begin - window(0).begin;
     // Without the padding of h and g: what the GEMMs then take of x and h has none either, where there may be NaN.
@@ -149,8 +190,9 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
         const int64_t row = ragged ? (one_before ? 0 : batch) : first * batch;
         return matrix(t, count, hidden, t.stride(0), t.stride(1), row * t.stride(0) + column * t.stride(1));
       };
-      add_product_of_columns(w_hh_bars[group], before(s_rows, !forward, from - begin),
-                             before(h_rows, forward, forward ? from - 1 : from + 1));
+      Tensor states = before(h_rows, forward, forward ? from - 1 : from + 1);
+      if (resets) states = without(resets->rows(forward ? from : from + 1), states);
+      add_product_of_columns(w_hh_bars[group], before(s_rows, !forward, from - begin), states);
     }
   }
   if (lengths && need_x) x_bar = padded_rows(*x_bar, *ragged, x);

@@ -50,8 +50,9 @@ Tensor rows_of(const Tensor& sequence) {
 }
 
 std::optional<OwnedRows> ragged_rows(const Tensor& x, const std::optional<Tensor>& batch_sizes,
-                                     const std::optional<Tensor>& lengths) {
+                                     const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset) {
   STD_TORCH_CHECK(!(batch_sizes && lengths), "batch_sizes and lengths exclude each other");
+  STD_TORCH_CHECK(!(batch_sizes && reset), "reset is for padded sequences; it excludes batch_sizes");
   if (batch_sizes) return rows_of_packed(*batch_sizes, x.size(0));
   if (!lengths) return std::nullopt;
   OwnedRows rows = rows_of_lengths(*lengths, x.size(0), x.size(1));
@@ -69,6 +70,16 @@ Tensor packed_rows(const Tensor& sequence, const OwnedRows& rows, int64_t first,
     copy_rows(to + row * bytes, bytes, from + at, stride, n, bytes);
   });
   return packed;
+}
+
+Tensor without(const bool* resets, const Tensor& m) {
+  const Tensor kept = empty(m, {m.size(0), m.size(1)});
+  const int64_t bytes = m.size(1) * m.element_size(), stride = m.stride(0) * m.element_size();
+  const char* from = static_cast<const char*>(m.const_data_ptr());
+  char* to = static_cast<char*>(kept.mutable_data_ptr());
+  for (int64_t r = 0; r < m.size(0); ++r, from += stride, to += bytes)
+    resets[r] ? std::memset(to, 0, bytes) : std::memcpy(to, from, bytes);
+  return kept;
 }
 
 Tensor rows_of(const Tensor& sequence, const std::optional<OwnedRows>& ragged) {

@@ -12,11 +12,14 @@ Tensor rows_of(const Tensor& sequence, const std::optional<OwnedRows>& ragged);
 
 // Of a ragged call, or null. Sequences with two dimensions are packed, with `lengths` those that this makes itself.
 std::optional<OwnedRows> ragged_rows(const Tensor& x, const std::optional<Tensor>& batch_sizes,
-                                     const std::optional<Tensor>& lengths);
+                                     const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset);
 
 // The rows of the steps from `first` on, packed: some columns of them, `back` steps before. `sequence` has unit stride.
 Tensor packed_rows(const Tensor& sequence, const OwnedRows& rows, int64_t first, int64_t back, int64_t column,
                    int64_t columns);
+
+// A copy of a matrix with unit stride, in which there are zeros where a row is one of `resets`.
+Tensor without(const bool* resets, const Tensor& m);
 
 // A new padded sequence, in memory by step or by sequence, as x is.
 Tensor empty_padded(const Tensor& x, int64_t columns);
