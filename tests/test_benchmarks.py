@@ -380,9 +380,11 @@ def test_ragged_calls_agree() -> None:
     assert list(row.times) == list(ragged.LAYOUTS[1:])
     assert min(row.times.values()) > 0
     tokens = (6 * 4, 4 * 4, sum(shape.lengths))  # of a full batch, of a short one, of a ragged one
-    row = row._replace(times=dict(zip(row.times, (n / tokens[0] for n in (tokens[1], *tokens[2:] * 3)), strict=True)))
+    each = (tokens[1], *tokens[2:] * 3, tokens[0])
+    row = row._replace(times=dict(zip(row.times, (n / tokens[0] for n in each), strict=True)))
     assert row.of_short() == pytest.approx([1, 1, 1])  # where a token costs as much in each
     assert row.of_full() == [tokens[2] / tokens[0]] * 3
+    assert row.of_episodes() == [1]
     assert forward[ragged.SHORT]().shape[0] == 4  # of 6, 4, 3 and 1 steps on average, rounded up
 
 
