@@ -99,6 +99,12 @@ void check_shape(const Tensor& t, Extents expected, const char* name) {
   STD_TORCH_CHECK(false, name, " must have shape (", want, "), got ", text(t));
 }
 
+void check_reset(const Tensor& reset, const Tensor& w, int64_t steps, int64_t batch) {
+  STD_TORCH_CHECK(place_of(reset) == place_of(w) && reset.scalar_type() == ScalarType::Bool,
+                  "reset must be a bool tensor on w's device");
+  check_shape(reset, {steps, batch}, "reset");
+}
+
 Tensor with_unit_stride(const Tensor& t) {
   return t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
 }
@@ -152,9 +158,7 @@ Shape check_call(const Call& c) {
   if (c.mask) check_shape(*c.mask, {groups, shape.batch, shape.hidden}, "mask");
   if (c.reset) {
     STD_TORCH_CHECK(!c.batch_sizes, "reset is for padded sequences; it excludes batch_sizes");
-    STD_TORCH_CHECK(place_of(*c.reset) == place && c.reset->scalar_type() == ScalarType::Bool,
-                    "reset must be a bool tensor on w's device");
-    check_shape(*c.reset, {shape.time, shape.batch}, "reset");
+    check_reset(*c.reset, c.weight, shape.time, shape.batch);
   }
   for (const auto* t : {&c.input, &c.seed, &c.factor, &c.mask, &c.leak})
     STD_TORCH_CHECK(!*t || (place_of(**t) == place && ((*t)->scalar_type() == c.weight.scalar_type() ||

@@ -128,6 +128,8 @@ using Results = std::tuple<Tensor, Tensor>;
 
 // Raises an error that names the tensor, unless it has that shape.
 void check_shape(const Tensor& t, Extents expected, const char* name);
+// A bool (T, B) where w is.
+void check_reset(const Tensor& reset, const Tensor& w, int64_t steps, int64_t batch);
 
 // The rows of a packed sequence of so many, and of a padded one, from what says how long each is.
 OwnedRows rows_of_packed(const Tensor& batch_sizes, int64_t packed_rows);

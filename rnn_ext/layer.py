@@ -272,8 +272,7 @@ class PlainLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, lengths, reset, nonlinearity, direction, editable):  # type: ignore[no-untyped-def]
         # Of their own: a loader may use the same buffer for the next batch, before backward.
-        lengths, reset = (None if t is None else t.clone() for t in (lengths, reset))
-        rows = (batch_sizes, lengths, reset)
+        rows = (batch_sizes, None if lengths is None else lengths.clone(), None if reset is None else reset.clone())
         h, h_n = _plain(x, h0, w_ih, w_hh, b_ih, b_hh, *rows, nonlinearity, direction)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, w_ih, w_hh, h, *rows)

@@ -216,9 +216,12 @@ class RNN(nn.RNNBase):
         w_ih, w_hh, b_ih, b_hh = weights if self.bias else (*weights, None, None)
         if x.dim() != 3 or x.dtype != w_hh.dtype or self.zoneout or (self.recurrent_dropout and self.training):
             return None
+        # On another device it is moved first.
+        if reset is not None and not (_is_reset(reset, x) and reset.device == x.device):
+            return None
         batch_first = self.batch_first
         if batch_first:
-            x = x.transpose(0, 1)
+            x, reset = x.transpose(0, 1), None if reset is None else reset.transpose(0, 1)
         time, batch, features = x.shape
         if features != self.input_size or time == 0:
             return None
@@ -226,13 +229,8 @@ class RNN(nn.RNNBase):
             return None
         if lengths is not None and (wrong_with(lengths, time, batch) or not lengths.is_contiguous()):
             return None
-        if reset is not None:
-            if type(reset) is not Tensor or not reset.is_cpu or reset.dtype != torch.bool:
-                return None
-            reset = reset.transpose(0, 1) if batch_first and reset.dim() == 2 else reset
-            if reset.shape != (time, batch):
-                return None
-            hx = None if hx is None else hx.masked_fill(reset[:1].unsqueeze(2), 0)
+        if reset is not None and hx is not None:
+            hx = hx.masked_fill(reset[:1].unsqueeze(2), 0)
         tensors = (x, hx, w_ih, w_hh, b_ih, b_hh, None, lengths, reset)
         done = plain(tensors, "tanh" if self.mode == "RNN_TANH" else "relu", (1,), True)
         return (done[0].transpose(0, 1), done[1]) if batch_first and done is not None else done
@@ -279,11 +277,15 @@ def _checked_lengths(lengths: Any, time: int, batch: int) -> Tensor:
     return lengths
 
 
+def _is_reset(reset: Any, input: Tensor) -> bool:
+    return isinstance(reset, Tensor) and reset.dtype == torch.bool and reset.shape == input.shape[:-1]
+
+
 def _checked_reset(reset: Any, input: Tensor) -> Tensor:
-    shape = input.shape[:-1]
-    if not isinstance(reset, Tensor) or reset.dtype != torch.bool or reset.shape != shape:
+    if not _is_reset(reset, input):
         got = f"{reset.dtype} {tuple(reset.shape)}" if isinstance(reset, Tensor) else type(reset).__name__
-        raise ValueError(f"reset must be a bool tensor of shape {tuple(shape)}, one entry for each step, got {got}")
+        shape = tuple(input.shape[:-1])
+        raise ValueError(f"reset must be a bool tensor of shape {shape}, one entry for each step, got {got}")
     return reset.to(input.device)
 
 

@@ -96,6 +96,15 @@ def test_reset_of_an_unbatched_sequence() -> None:
     assert torch.equal(h_n[0], output[-1])
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_reset_is_moved_to_the_input(given: bool) -> None:
+    module, x = rnn_ext.RNN(3, 5, device="meta"), torch.empty(4, 2, 3, device="meta")
+    hx = torch.empty(1, 2, 5, device="meta") if given else None
+    output, h_n = module(x, hx, reset=torch.zeros(4, 2, dtype=torch.bool))
+    assert output.shape == (4, 2, 5)
+    assert h_n.shape == (1, 2, 5)
+
+
 def test_a_state_that_went_wrong_ends_with_its_episode() -> None:
     u = torch.zeros(4, 2, 5)
     u[1, 0] = torch.nan

@@ -69,16 +69,14 @@ Tensor steps_of(const Tensor& sequence, Window w) {
 // Between which steps of a sequence no state passes: a bool (T, B), true of the later one.
 class Resets {
  public:
-  Resets(const Tensor& reset, int64_t steps, int64_t batch, const std::optional<OwnedRows>& ragged)
-      : tensor_(torch::stable::contiguous(reset)), batch_(batch) {
-    check_shape(reset, {steps, batch}, "reset");
-    STD_TORCH_CHECK(reset.is_cpu() && reset.scalar_type() == torch::headeronly::ScalarType::Bool,
-                    "reset must be a bool tensor on w's device");
+  // Of a reset that has been checked.
+  Resets(const Tensor& reset, const std::optional<OwnedRows>& ragged)
+      : tensor_(torch::stable::contiguous(reset)), batch_(reset.size(1)) {
     if (!ragged) return;
     packed_.reset(new bool[ragged->count()]);
     const Rows rows = ragged->view();
-    for (int64_t t = 0; t < steps; ++t)
-      for (int64_t i = 0; i < ragged->alive_at[t]; ++i) packed_[rows.packed_at[t] + i] = at(t)[rows.batch_index(i)];
+    for (int64_t t = 0; t < reset.size(0); ++t)
+      for (int64_t i = 0; i < rows.alive_at[t]; ++i) packed_[rows.packed_at[t] + i] = at(t)[rows.batch_index(i)];
   }
 
   Tensor steps(Window w) const { return matrix(tensor_, w.end - w.begin, batch_, batch_, 1, w.begin * batch_); }
@@ -135,7 +133,10 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
   if (g && !batch_sizes) check_shape(*g, {x.size(0), batch, columns}, "g");
   if (h0) check_shape(*h0, {groups, batch, hidden}, "h0");
   std::optional<Resets> resets;
-  if (reset) resets.emplace(*reset, x.size(0), batch, ragged);
+  if (reset) {
+    check_reset(*reset, w_hh, x.size(0), batch);
+    resets.emplace(*reset, ragged);
+  }
 
   // Before they are cut: a part's copy would have only the first group's steps.
   const Gradient unit_g = g ? with_unit_stride(*g) : g;
