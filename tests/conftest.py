@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from by_hand import LAYOUTS
 from hypothesis import settings
 
 import rnn_ext
+from rnn_ext import layer as layer_module
 
 settings.register_profile("rnn_ext", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("rnn_ext")
@@ -44,3 +47,22 @@ def _same_random_numbers() -> Iterator[None]:
 def layout(request: pytest.FixtureRequest) -> str:
     """Of a batch, for the tests of the mathematics; a test may parametrise its own."""
     return request.param
+
+
+@pytest.fixture
+def plain_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each of the plain ops was called."""
+    calls = Counter[str]()
+
+    def count(name: str) -> None:
+        op = getattr(layer_module, name)
+
+        def counted(*args: Any) -> Any:
+            calls[name] += 1
+            return op(*args)
+
+        monkeypatch.setattr(layer_module, name, counted)
+
+    count("_plain_layer")
+    count("_plain_layer_backward")
+    return calls
