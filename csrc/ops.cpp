@@ -19,7 +19,7 @@
 //                     seed_kind: "state", y_0 is the seed, if not transposed; "product", A y_0 is.
 // All return every state and, as a tensor of its own, each sequence's last one.
 //
-// plain_layer, on the CPU alone: recurrence of u = x W_ihᵀ + b_ih + b_hh, without mask or leak. Its
+// plain_layer, on the CPU alone: recurrence of u = x W_ihᵀ + b_ih + b_hh, without a leak. Its
 // backward returns the gradients of x, h0, w_ih, w_hh and of either bias, each if needed. The groups' directions
 // alternate; reversed: the first one's is. Two bools, since a str and an int[] take the dispatcher 2 us.
 // sum_of_rows is the sum that it makes of a matrix for the biases, so that other paths get the same bits.
@@ -40,9 +40,10 @@ STABLE_TORCH_LIBRARY(rnn_ext, m) {
   m.def("sum_of_rows(Tensor m) -> Tensor");
   m.def(
       "plain_layer(Tensor x, Tensor? h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
-      "Tensor? batch_sizes, Tensor? lengths, Tensor? reset, bool relu, bool reversed) -> (Tensor, Tensor)");
+      "Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor? mask, bool relu, bool reversed) -> (Tensor, "
+      "Tensor)");
   m.def(
       "plain_layer_backward(Tensor? g, Tensor? g_n, Tensor x, Tensor? h0, Tensor w_ih, Tensor w_hh, Tensor h, "
-      "Tensor? batch_sizes, Tensor? lengths, Tensor? reset, bool relu, bool reversed, bool need_x, bool need_h0, "
-      "bool need_w_ih, bool need_w_hh, bool need_b) -> (Tensor?, Tensor?, Tensor?, Tensor?, Tensor?)");
+      "Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor? mask, bool relu, bool reversed, bool need_x, "
+      "bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b) -> (Tensor?, Tensor?, Tensor?, Tensor?, Tensor?)");
 }

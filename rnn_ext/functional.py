@@ -117,8 +117,7 @@ def rnn(
         if wrong:
             raise RuntimeError(wrong)
         lengths = lengths.contiguous()
-        special = masked or zoneout or checkpoint_every is not None
-        whole = not special and takes_padding(input, hx, lengths, reset, weights)
+        whole = not zoneout and checkpoint_every is None and takes_padding(input, hx, lengths, reset, weights)
         if ops.recorded() or (reset is not None and not whole):
             # What stands in the padding must not reach W_ih's gradient, and zero times NaN is NaN.
             input = zero_where_ended(input, lengths)

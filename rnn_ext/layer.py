@@ -2,7 +2,7 @@
 
 Composed of two differentiable pieces, ``gemm.linear`` and ``ops.recurrence``. In plain reverse mode, which is all that
 training asks for, both are one autograd node: a short sequence is then not outweighed by five nodes' bookkeeping. And
-what is called most, no mask or leak, on the CPU, is one op there and one in backward (``csrc/cpu/layer.cpp``,
+what is called most, no leak, on the CPU, is one op there and one in backward (``csrc/cpu/layer.cpp``,
 ``gradient.cpp``), as long as nothing else wants to see or to differentiate the pieces.
 """
 
@@ -21,9 +21,9 @@ from rnn_ext.layout import without_padding
 _plain_layer = torch.ops.rnn_ext.plain_layer.default._op
 _plain_layer_backward = torch.ops.rnn_ext.plain_layer_backward.default._op
 _op_sum_of_rows = torch.ops.rnn_ext.sum_of_rows.default._op
-# What they are given: x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, lengths and reset, of :func:`layer`.
+# What they are given: x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, lengths, reset and mask, of :func:`layer`.
 _Some = Tensor | None
-Tensors = tuple[Tensor, _Some, Tensor, Tensor, _Some, _Some, _Some, _Some, _Some]
+Tensors = tuple[Tensor, _Some, Tensor, Tensor, _Some, _Some, _Some, _Some, _Some, _Some]
 # The directions that these ops know, of which they are told whether the first is reversed.
 _ALTERNATING = {(1,), (-1,), (1, -1)}
 
@@ -70,8 +70,8 @@ def layer(
     if torch.compiler.is_exporting():
         return torch.ops.rnn_ext.layer(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
     tensors = (x, h0, w_ih, w_hh, b_ih, b_hh)
-    if mask is leak is None and direction in _ALTERNATING and w_hh.numel():
-        done = plain((*tensors, batch_sizes, lengths, reset), nonlinearity, direction, editable)
+    if leak is None and direction in _ALTERNATING and w_hh.numel():
+        done = plain((*tensors, batch_sizes, lengths, reset, mask), nonlinearity, direction, editable)
         if done is not None:
             return done
     if ops.has_kernel(x.device, x.dtype) and ops.plain_reverse_mode(*tensors):
@@ -85,7 +85,7 @@ def takes_padding(
     x: Tensor, hx: Tensor | None, lengths: Tensor, reset: Tensor | None, weights: Sequence[Sequence[Tensor]]
 ) -> bool:
     """Whether padded batches with lengths may go through a stack of these layers as they are, whatever is in their
-    padding: each of them is then a plain op, if there is no mask or leak."""
+    padding: each of them is then a plain op, if there is no leak."""
     tensors = (x, hx, lengths, reset, *(w for group in weights for w in group))
     return dispatch.is_ordinary(tensors, x, weights[0][1]) and weights[0][1].numel() > 0
 
@@ -96,7 +96,7 @@ def plain(
     direction: tuple[int, ...],
     editable: bool,
 ) -> tuple[Tensor, Tensor] | None:
-    """A layer without mask or leak, in one op; None where its pieces are wanted.
+    """A layer without a leak, in one op; None where its pieces are wanted.
 
     Args:
         tensors: what the op is given.
@@ -252,27 +252,30 @@ def _plain(
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
+    mask: Tensor | None,
     nonlinearity: str,
     direction: tuple[int, ...],
 ) -> tuple[Tensor, Tensor]:
-    rows = (batch_sizes, lengths, reset)
+    rows = (batch_sizes, lengths, reset, mask)
     if dispatch.watched():
-        rest = (*rows, None, None, nonlinearity, direction)
+        rest = (*rows, None, nonlinearity, direction)
         return _composed(without_padding(x, lengths), h0, w_ih, w_hh, b_ih, b_hh, *rest)
     return _plain_layer(x, h0, w_ih, w_hh, b_ih, b_hh, *rows, *_flags(nonlinearity, direction))
 
 
 class PlainLayer(torch.autograd.Function):
-    """Likewise, without mask or leak, and by one op each way; a gradient of the gradient needs the pieces.
+    """Likewise, without a leak, and by one op each way; a gradient of the gradient needs the pieces.
 
     If editable, the first result is a copy-on-write clone of the third, which backward keeps: so that is part of the
     graph, at less cost than that of a node for the clone.
     """
 
     @staticmethod
-    def forward(ctx, x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, lengths, reset, nonlinearity, direction, editable):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, lengths, reset, mask, *options):  # type: ignore[no-untyped-def]
+        nonlinearity, direction, editable = options
         # Of their own: a loader may use the same buffer for the next batch, before backward.
-        rows = (batch_sizes, None if lengths is None else lengths.clone(), None if reset is None else reset.clone())
+        lengths, reset = (None if t is None else t.clone() for t in (lengths, reset))
+        rows = (batch_sizes, lengths, reset, mask)
         h, h_n = _plain(x, h0, w_ih, w_hh, b_ih, b_hh, *rows, nonlinearity, direction)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, w_ih, w_hh, h, *rows)
@@ -284,15 +287,15 @@ class PlainLayer(torch.autograd.Function):
         if g_kept is not None:
             g = g_kept if g is None else g + g_kept
         if g is None and g_n is None:
-            return (None,) * 12
+            return (None,) * 13
         x, h0, w_ih, w_hh, h, *rows = ctx.saved_tensors
         needed = ctx.needs_input_grad
         tensors = (g, g_n, x, h0, w_ih, w_hh, h, *rows)
         if torch.is_grad_enabled() or dispatch.watched() or not dispatch.is_ordinary(tensors, x, w_hh):
-            rest = (*rows, None, None, *ctx.options)
+            rest = (*rows, None, *ctx.options)
             x = without_padding(x, rows[1])
-            return *_backward(g, g_n, x, None, h, h0, w_ih, w_hh, rest, needed), *(None,) * 6
+            return *_backward(g, g_n, x, None, h, h0, w_ih, w_hh, rest, needed), *(None,) * 7
         need_x, need_h0, need_w_ih, need_w_hh, need_b_ih, need_b_hh, *_ = needed
         args = (*tensors, *_flags(*ctx.options), need_x, need_h0, need_w_ih, need_w_hh)
         *bars, b_bar = _plain_layer_backward(*args, need_b_ih or need_b_hh)
-        return *bars, *_biases(b_bar, needed, len(ctx.options[1])), *(None,) * 6
+        return *bars, *_biases(b_bar, needed, len(ctx.options[1])), *(None,) * 7

@@ -231,7 +231,7 @@ class RNN(nn.RNNBase):
             return None
         if reset is not None and hx is not None:
             hx = hx.masked_fill(reset[:1].unsqueeze(2), 0)
-        tensors = (x, hx, w_ih, w_hh, b_ih, b_hh, None, lengths, reset)
+        tensors = (x, hx, w_ih, w_hh, b_ih, b_hh, None, lengths, reset, None)
         done = plain(tensors, "tanh" if self.mode == "RNN_TANH" else "relu", (1,), True)
         return (done[0].transpose(0, 1), done[1]) if batch_first and done is not None else done
 

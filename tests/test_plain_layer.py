@@ -220,7 +220,7 @@ GOOD = [torch.zeros(4, 2, 3), None, torch.zeros(5, 3), torch.zeros(5, 5), torch.
 def test_bad_arguments(index: int, bad: Tensor | None, sentence: str) -> None:
     args = [*GOOD[:index], bad, *GOOD[index + 1 :]]
     with pytest.raises(RuntimeError, match=sentence):
-        torch.ops.rnn_ext.plain_layer(*args, None, None, None, False, False)
+        torch.ops.rnn_ext.plain_layer(*args, *(None,) * 4, False, False)
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="only MKL can be told for one call")

@@ -211,7 +211,7 @@ def test_bad_resets(batch_sizes: Tensor | None, reset: Tensor, sentence: str) ->
     if batch_sizes is not None:
         x, h = (t.flatten(0, 1) for t in (x, h))
     with pytest.raises(RuntimeError, match=sentence):
-        torch.ops.rnn_ext.plain_layer(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, None, reset, False, False)
-    rest = (batch_sizes, None, reset, *(False,) * 2, *(True,) * 5)
+        torch.ops.rnn_ext.plain_layer(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, None, reset, None, False, False)
+    rest = (batch_sizes, None, reset, None, *(False,) * 2, *(True,) * 5)
     with pytest.raises(RuntimeError, match=sentence):
         torch.ops.rnn_ext.plain_layer_backward(h, None, x, h0, w_ih, w_hh, h, *rest)

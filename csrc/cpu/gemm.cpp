@@ -154,12 +154,16 @@ bool has_gemm(ScalarType dtype) {
   return dtype == ScalarType::BFloat16 ? bf16 : f16;
 }
 
+Tensor view(const Tensor& t, Extents sizes, Extents strides, int64_t offset) {
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(sizes.size()), sizes.begin(),
+                                                        strides.begin(), offset, &handle));
+  return Tensor(handle);
+}
+
 Tensor matrix(const Tensor& t, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
               int64_t offset) {
-  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, offset, &handle));
-  return Tensor(handle);
+  return view(t, {rows, columns}, {row_stride, column_stride}, offset);
 }
 
 Tensor transposed(const Tensor& m) { return matrix(m, m.size(1), m.size(0), m.stride(1), m.stride(0)); }
@@ -179,6 +183,12 @@ void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
 Tensor sum(const Tensor& a, const Tensor& b) {
   AtenTensorHandle result = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_add_Tensor(a.get(), b.get(), 1, &result));
+  return Tensor(result);
+}
+
+Tensor times(const Tensor& a, const Tensor& b) {
+  AtenTensorHandle result = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mul_Tensor(a.get(), b.get(), &result));
   return Tensor(result);
 }
 

@@ -10,7 +10,9 @@ namespace rnn_ext::cpu {
 // sgemm; or, for bfloat16 on other AVX-512 machines, oneDNN's emulation, 4 to 10 times.
 bool has_gemm(torch::headeronly::ScalarType dtype);
 
-// A view of t's memory as a matrix that begins `offset` elements after its first.
+// A view of t's memory, `offset` elements after its first.
+Tensor view(const Tensor& t, Extents sizes, Extents strides, int64_t offset = 0);
+// As a matrix that begins `offset` elements after its first.
 Tensor matrix(const Tensor& t, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
               int64_t offset = 0);
 
@@ -21,8 +23,9 @@ Tensor columns_of(const Tensor& m, int64_t begin, int64_t end);
 // out = a b; or, where `add`, out += a b.
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool add = false);
 
-// a + b, and a b, new tensors.
+// New tensors: a + b; a times b, element by element; and the matrices' product a b.
 Tensor sum(const Tensor& a, const Tensor& b);
+Tensor times(const Tensor& a, const Tensor& b);
 Tensor product(const Tensor& a, const Tensor& b);
 
 // total += s^T x, a weight's gradient, of rows by the thousand; or what it begins with. Of its own, and not in its

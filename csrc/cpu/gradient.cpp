@@ -58,12 +58,8 @@ class Parts {
 
 Tensor steps_of(const Tensor& sequence, Window w) {
   if (sequence.dim() == 2 || w.end - w.begin == sequence.size(0)) return sequence;
-  const int64_t sizes[] = {w.end - w.begin, sequence.size(1), sequence.size(2)};
-  const int64_t strides[] = {sequence.stride(0), sequence.stride(1), sequence.stride(2)};
-  AtenTensorHandle part = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch__reinterpret_tensor(sequence.get(), 3, sizes, strides, w.begin * strides[0], &part));
-  return Tensor(part);
+  return view(sequence, {w.end - w.begin, sequence.size(1), sequence.size(2)},
+              {sequence.stride(0), sequence.stride(1), sequence.stride(2)}, w.begin * sequence.stride(0));
 }
 
 // Between which steps of a sequence no state passes: a bool (T, B), true of the later one.
@@ -117,8 +113,8 @@ Tensor stacked(const std::vector<Gradient>& blocks) {
 std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backward(
     const std::optional<Tensor>& g, const std::optional<Tensor>& g_n, const Tensor& x, const std::optional<Tensor>& h0,
     const Tensor& w_ih, const Tensor& w_hh, const Tensor& h, const std::optional<Tensor>& batch_sizes,
-    const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset, bool relu, bool reversed, bool need_x,
-    bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b) {
+    const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset, const std::optional<Tensor>& mask,
+    bool relu, bool reversed, bool need_x, bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b) {
   check_projection(x, batch_sizes ? 2 : 3, w_ih, w_hh, {}, {});
   std::optional<OwnedRows> ragged = ragged_rows(x, batch_sizes, lengths, reset);
   const int64_t rows = ragged ? ragged->count() : x.size(0) * x.size(1), batch = ragged ? ragged->batch() : x.size(1);
@@ -132,6 +128,7 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
     check_shape(h, {x.size(0), batch, columns}, "h");
   if (g && !batch_sizes) check_shape(*g, {x.size(0), batch, columns}, "g");
   if (h0) check_shape(*h0, {groups, batch, hidden}, "h0");
+  const Gradient unit_mask = mask ? with_unit_stride(*mask) : mask;
   std::optional<Resets> resets;
   if (reset) {
     check_reset(*reset, w_hh, x.size(0), batch);
@@ -153,6 +150,7 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
     const Seed kind = i > 0 ? Seed::state : g_n ? Seed::product : Seed::none;
     const Tensor h_part = steps_of(unit_h, window(0));
     Call c{{}, i > 0 ? s_first : g_n, w_hh, h_part, {}, {}, {}, {}, {}, derivative, kind, true, backwards};
+    c.mask = unit_mask;
     if (g) c.input = steps_of(*unit_g, window(0));
     if (resets) {
       c.reset = resets->steps(window(0));
@@ -193,14 +191,17 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
       };
       Tensor states = before(h_rows, forward, forward ? from - 1 : from + 1);
       if (resets) states = without(resets->rows(forward ? from : from + 1), states);
+      if (mask) states = masked(states, *unit_mask, group, ragged);
       add_product_of_columns(w_hh_bars[group], before(s_rows, !forward, from - begin), states);
     }
   }
   if (lengths && need_x) x_bar = padded_rows(*x_bar, *ragged, x);
   if (need_h0) h0_bar = batched_product(*s_first, w_hh);
-  for (int64_t group = 0; need_w_hh && h0 && group < groups; ++group) {
+  if (need_h0 && mask) h0_bar = times(*h0_bar, *mask);
+  const Gradient seed = h0 && mask ? times(*h0, *mask) : h0;
+  for (int64_t group = 0; need_w_hh && seed && group < groups; ++group) {
     const Tensor first = matrix(*s_first, batch, hidden, hidden, 1, group * batch * hidden);
-    const Tensor before = matrix(*h0, batch, hidden, h0->stride(1), h0->stride(2), group * h0->stride(0));
+    const Tensor before = matrix(*seed, batch, hidden, seed->stride(1), seed->stride(2), group * seed->stride(0));
     multiply(*w_hh_bars[group], transposed(first), before, /*add=*/true);
   }
   return {x_bar, h0_bar, need_w_ih ? Gradient(stacked(w_ih_bars)) : std::nullopt,

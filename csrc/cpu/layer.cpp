@@ -1,6 +1,6 @@
 // A whole layer as one op on the CPU, and its first-order gradient (gradient.cpp) as another: at B = 1 a call of
 // PyTorch costs about as much as the work that it asks for, so what rnn_ext/layer.py composes of a dozen calls is here
-// the same formulas in one. Only for what is called most: no mask or leak, and gradients of first order.
+// the same formulas in one. Only for what is called most: no leak, and gradients of first order.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/BFloat16.h>
@@ -73,14 +73,14 @@ ProjectionOf readable(const Tensor& x, const Tensor& w_ih, const std::optional<T
 Results plain_layer(const Tensor& x, const std::optional<Tensor>& h0, const Tensor& w_ih, const Tensor& w_hh,
                     const std::optional<Tensor>& b_ih, const std::optional<Tensor>& b_hh,
                     const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& lengths,
-                    const std::optional<Tensor>& reset, bool relu, bool reversed) {
+                    const std::optional<Tensor>& reset, const std::optional<Tensor>& mask, bool relu, bool reversed) {
   check_projection(x, batch_sizes ? 2 : 3, w_ih, w_hh, b_ih, b_hh);
   std::optional<OwnedRows> rows = ragged_rows(x, batch_sizes, lengths, reset);
   const Tensor h = lengths ? empty_padded(x, w_ih.size(0)) : empty_sequence(x, w_ih.size(0));
   const Seed kind = h0 ? Seed::state : Seed::none;
   const Epilogue phi = relu ? Epilogue::relu : Epilogue::tanh;
   const Sizes direction = alternating(w_hh, reversed);
-  Call c{h, h0, w_hh, {}, {}, {}, reset, {}, {}, phi, kind, false, direction, h};
+  Call c{h, h0, w_hh, {}, {}, {}, reset, mask, {}, phi, kind, false, direction, h};
   c.rows = rows ? &*rows : nullptr;
   const Way way = way_of(rows ? rows->count() : x.size(0) * x.size(1), rows ? rows->batch() : x.size(1), w_ih, w_hh);
   c.by_rows = way.by_rows;

@@ -17,7 +17,7 @@ using Gradient = std::optional<Tensor>;
 std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backward(
     const std::optional<Tensor>& g, const std::optional<Tensor>& g_n, const Tensor& x, const std::optional<Tensor>& h0,
     const Tensor& w_ih, const Tensor& w_hh, const Tensor& h, const std::optional<Tensor>& batch_sizes,
-    const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset, bool relu, bool reversed, bool need_x,
-    bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b);
+    const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset, const std::optional<Tensor>& mask,
+    bool relu, bool reversed, bool need_x, bool need_h0, bool need_w_ih, bool need_w_hh, bool need_b);
 
 }  // namespace rnn_ext::cpu

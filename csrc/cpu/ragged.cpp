@@ -82,6 +82,15 @@ Tensor without(const bool* resets, const Tensor& m) {
   return kept;
 }
 
+Tensor masked(const Tensor& states, const Tensor& mask, int64_t group, const std::optional<OwnedRows>& ragged) {
+  const int64_t batch = mask.size(1), hidden = mask.size(2);
+  const int64_t steps = ragged ? ragged->alive_at.size() : states.size(0) / std::max<int64_t>(1, batch);
+  const Tensor all = view(mask, {steps, batch, hidden}, {0, mask.stride(1), 1}, group * mask.stride(0));
+  if (ragged) return times(states, packed_rows(all, *ragged, 1, 0, 0, hidden));
+  const int64_t row = states.stride(0);
+  return rows_of(times(view(states, {steps, batch, hidden}, {batch * row, row, states.stride(1)}), all));
+}
+
 Tensor rows_of(const Tensor& sequence, const std::optional<OwnedRows>& ragged) {
   if (!ragged || sequence.dim() == 2) return rows_of(sequence);
   return packed_rows(with_unit_stride(sequence), *ragged, 0, 0, 0, sequence.size(2));
@@ -90,11 +99,7 @@ Tensor rows_of(const Tensor& sequence, const std::optional<OwnedRows>& ragged) {
 Tensor empty_padded(const Tensor& x, int64_t columns) {
   const int64_t steps = x.size(0), batch = x.size(1);
   if (x.stride(1) <= x.stride(0)) return empty_sequence(x, columns);
-  const int64_t sizes[] = {steps, batch, columns}, strides[] = {columns, steps * columns, 1};
-  AtenTensorHandle by_step = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch__reinterpret_tensor(empty(x, {batch, steps, columns}).get(), 3, sizes, strides, 0, &by_step));
-  return Tensor(by_step);
+  return view(empty(x, {batch, steps, columns}), {steps, batch, columns}, {columns, steps * columns, 1});
 }
 
 Tensor padded_rows(const Tensor& packed, const OwnedRows& rows, const Tensor& x) {

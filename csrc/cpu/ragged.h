@@ -21,6 +21,10 @@ Tensor packed_rows(const Tensor& sequence, const OwnedRows& rows, int64_t first,
 // A copy of a matrix with unit stride, in which there are zeros where a row is one of `resets`.
 Tensor without(const bool* resets, const Tensor& m);
 
+// A group's states, a matrix of all sequences' in each of some steps, each multiplied by its sequence's part of a mask,
+// (G, B, H) with unit stride; of a ragged batch the steps are all but the first.
+Tensor masked(const Tensor& states, const Tensor& mask, int64_t group, const std::optional<OwnedRows>& ragged);
+
 // A new padded sequence, in memory by step or by sequence, as x is.
 Tensor empty_padded(const Tensor& x, int64_t columns);
 // Packed rows in one; zeros where a sequence has ended.
