@@ -53,17 +53,17 @@ def to_torch(model: M) -> M:
         ``model``.
 
     Raises:
-        ValueError: a module uses what torch.nn's has no place for, recurrent dropout or zoneout; nothing is
-            converted then.
+        ValueError: a module uses what torch.nn's has no place for, recurrent dropout, zoneout or ``alpha``;
+            nothing is converted then.
     """
     for name, module in model.named_modules():
         if not isinstance(module, RNN):
             continue
-        own = {"recurrent dropout": module.recurrent_dropout, "zoneout": module.zoneout}
-        for feature, p in own.items():
-            if p:
+        for feature, without in (("recurrent_dropout", 0), ("zoneout", 0), ("alpha", 1)):
+            value = getattr(module, feature)
+            if value != without:
                 raise ValueError(
-                    f"torch.nn.RNN has no {feature}, but {name or 'the module'} has {feature.replace(' ', '_')}={p}; "
-                    "set it to 0 first"
+                    f"torch.nn.RNN has no {feature.replace('_', ' ')}, but {name or 'the module'} has "
+                    f"{feature}={value}; set it to {without} first"
                 )
     return _convert(model, _TO_TORCH)

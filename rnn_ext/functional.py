@@ -43,6 +43,12 @@ def check_probabilities(*, recurrent_dropout: float, zoneout: float) -> None:
             raise ValueError(f"{name} must be a number from 0 to 1, the probability of {event}, got {p!r}")
 
 
+def check_alpha(alpha: float) -> None:
+    """Raises ValueError for what is not above 0 and at most 1."""
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha <= 1:
+        raise ValueError(f"alpha must be a number above 0 and at most 1, what a step renews of a state, got {alpha!r}")
+
+
 def rnn(
     input: Tensor,
     weights: Sequence[Weights],
@@ -57,6 +63,7 @@ def rnn(
     reset: Tensor | None = None,
     recurrent_dropout: float = 0.0,
     zoneout: float = 0.0,
+    alpha: float = 1.0,
     checkpoint_every: int | None = None,
     return_all_layers: bool = False,
 ) -> tuple[Any, Tensor]:
@@ -88,6 +95,10 @@ def rnn(
             for each step, row and unit; else each new state is that much of the old one, ``zoneout * h_{t-1} +
             (1 - zoneout) * phi(...)`` (Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden
             Activations", 2017).
+        alpha: what a step renews of each state: ``h_t = (1 - alpha) * h_{t-1} + alpha * phi(...)``, the Euler step of
+            ``tau dh/dt = -h + phi(...)`` with ``alpha = dt / tau`` (leaky integrator units: Jaeger et al.,
+            "Optimization and applications of echo state networks with leaky-integrator neurons", 2007). Of units that
+            zoneout keeps, nothing.
         checkpoint_every: in training, keep only the states of every so many steps, and compute those between again
             in backward (:mod:`rnn_ext.checkpoint`); None for keeping all of them.
         return_all_layers: the first result is a list of every layer's output, before dropout, the last one the output.
@@ -96,13 +107,16 @@ def rnn(
         ``(output, h_n)``: ``(T, B, directions * H)``, or packed, and ``(layers * directions, B, H)``.
 
     Raises:
-        ValueError: an unknown nonlinearity, a number of weight groups that does not fit, a probability that is none, or
-            ``checkpoint_every`` that is not positive or comes with ragged sequences or ``return_all_layers``.
+        ValueError: an unknown nonlinearity, a number of weight groups that does not fit, a probability that is none, an
+            ``alpha`` that is not above 0 and at most 1, or ``checkpoint_every`` that is not positive or comes with
+            ragged sequences or ``return_all_layers``.
         RuntimeError: a shape or dtype that does not fit.
     """
     _check_nonlinearity(nonlinearity)
     if recurrent_dropout or zoneout:
         check_probabilities(recurrent_dropout=recurrent_dropout, zoneout=zoneout)
+    if alpha != 1:
+        check_alpha(alpha)
     directions = 2 if bidirectional else 1
     if not weights or len(weights) % directions:
         raise ValueError(
@@ -110,14 +124,14 @@ def rnn(
         )
     if batch_sizes is None and input.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    masked = bool(training and recurrent_dropout)
+    masked, leaks = bool(training and recurrent_dropout), bool(zoneout or alpha != 1)
     padding = None
     if lengths is not None:
         wrong = wrong_with(lengths, *input.shape[:2])
         if wrong:
             raise RuntimeError(wrong)
         lengths = lengths.contiguous()
-        whole = not zoneout and checkpoint_every is None and takes_padding(input, hx, lengths, reset, weights)
+        whole = not leaks and checkpoint_every is None and takes_padding(input, hx, lengths, reset, weights)
         if ops.recorded() or (reset is not None and not whole):
             # What stands in the padding must not reach W_ih's gradient, and zero times NaN is NaN.
             input = zero_where_ended(input, lengths)
@@ -138,7 +152,7 @@ def rnn(
     if (
         batch_sizes is reset is checkpoint_every is None
         and len(weights) == directions
-        and not (zoneout or return_all_layers or masked)
+        and not (leaks or return_all_layers or masked)
     ):
         # One layer and nothing special: what follows comes to this, and takes as long as a short sequence.
         return layer(input, weights, hx, nonlinearity, None, lengths, None, None, None, direction, True)
@@ -150,7 +164,7 @@ def rnn(
         masks = [F.dropout(ones, recurrent_dropout, True) for _ in masks]
 
     rows = (batch_sizes, lengths, reset)
-    options = (nonlinearity, dropped, zoneout, training)
+    options = (nonlinearity, dropped, zoneout, alpha, training)
     if checkpoint_every is not None:
         check_arguments(checkpoint_every, batch_sizes is not None or lengths is not None, return_all_layers)
         if ops.plain_reverse_mode(input, hx, *(w for group in weights for w in group)):
@@ -166,8 +180,8 @@ def rnn(
     return outputs if return_all_layers else outputs[-1], h_n
 
 
-# nonlinearity, dropout, zoneout and training.
-_Options = tuple[str, float, float, bool]
+# nonlinearity, dropout, zoneout, alpha and training.
+_Options = tuple[str, float, float, float, bool]
 
 
 def _chunk(
@@ -195,7 +209,7 @@ def _stack(
 ) -> tuple[list[Tensor], Tensor]:
     """Every layer's output, and all of their last states. ``rows`` are batch_sizes, lengths and reset; ``seen`` tells
     whether the user sees the last layer's output, and may edit it."""
-    nonlinearity, dropout, zoneout, training = options
+    nonlinearity, dropout, zoneout, alpha, training = options
     directions = len(direction)
     layers = len(weights) // directions
     outputs, states = [], []
@@ -208,7 +222,7 @@ def _stack(
         h0 = hx
         if hx is not None and layers > 1:
             h0 = hx[k * directions : (k + 1) * directions]
-        leak = _leak(x, directions * groups[0][1].shape[1], zoneout, training) if zoneout else None
+        leak = _leak(x, directions * groups[0][1].shape[1], zoneout, alpha, training)
         x, h_n = layer(x, groups, h0, nonlinearity, *rows, masks[k], leak, direction, seen and k == layers - 1)
         outputs.append(x)
         states.append(h_n)
@@ -217,14 +231,20 @@ def _stack(
     return outputs, states[0] if layers == 1 else torch.cat(states)
 
 
-def _leak(x: Tensor, columns: int, p: float, training: bool) -> Tensor:
-    """Zoneout's part of each state that stays: a draw for each element, or its expectation."""
+def _leak(x: Tensor, columns: int, zoneout: float, alpha: float, training: bool) -> Tensor | None:
+    """What part of each state stays; None for none. Of what zoneout does not keep, by a draw for each element or its
+    expectation, all but alpha."""
+    if not zoneout and alpha == 1:
+        return None
     shape = (*x.shape[:-1], columns)
-    if training:
-        # Half the time of torch.bernoulli. Not like x, which vmap may have mapped: whether draws are is another
-        # question (its randomness).
-        return torch.rand(shape, dtype=torch.float32, device=x.device) < p
-    return x.new_full((columns,), p).expand(shape)
+    if not (zoneout and training):
+        return x.new_full((columns,), zoneout + (1 - zoneout) * (1 - alpha)).expand(shape)
+    # Half the time of torch.bernoulli. Not like x, which vmap may have mapped: whether draws are is another question
+    # (its randomness).
+    kept = torch.rand(shape, dtype=torch.float32, device=x.device) < zoneout
+    if alpha == 1:
+        return kept
+    return torch.full(shape, 1 - alpha, dtype=x.dtype, device=x.device).masked_fill(kept, 1)
 
 
 def _autocast(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -56,7 +56,7 @@ def explain(
         batch: B, the number of sequences.
         hidden_size: H.
         input_size: I, of a layer on the CPU with its projection; None for a recurrence alone, as
-            :func:`rnn_ext.ops.recurrence` runs it, and a layer with zoneout.
+            :func:`rnn_ext.ops.recurrence` runs it, and a layer with zoneout or ``alpha``.
         groups: G, 2 for a bidirectional layer.
         dtype: one that has a kernel (``build_info()["dtypes"]``).
         threads: on the CPU, at most how many; default ``torch.get_num_threads()``.

@@ -39,6 +39,8 @@ class RNN(nn.RNNBase):
             W_hh multiplies it, drawn once for all steps of a sequence (variational dropout). Default: 0.
         zoneout: by name only. In training, the probability with which a unit of the state stays what it was before the
             step, drawn for each step; in eval mode a new state is that much of the old one. Default: 0.
+        alpha: by name only. What a step renews of a state, ``h_t = (1 - alpha) * h_{t-1} + alpha * tanh(...)``: leaky
+            units, for which it is ``dt / tau``. Default: 1, all of it.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -51,7 +53,8 @@ class RNN(nn.RNNBase):
 
     Raises:
         ValueError: an unknown nonlinearity, a size that is not positive, dropout or zoneout outside [0, 1],
-            ``proj_size``; in forward an input that is neither 2-D nor 3-D, or of another dtype than the weights.
+            ``alpha`` outside (0, 1], ``proj_size``; in forward an input that is neither 2-D nor 3-D, or of another
+            dtype than the weights.
         TypeError: a size that is not an int; ``bias`` or ``batch_first`` that is not a bool.
         RuntimeError: in forward an input or ``hx`` of a wrong shape, or no time step at all.
 
@@ -67,6 +70,7 @@ class RNN(nn.RNNBase):
     # What nn.RNN, converted in place or unpickled, does not have.
     recurrent_dropout: float = 0.0
     zoneout: float = 0.0
+    alpha: float = 1.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "proj_size" in kwargs:
@@ -82,13 +86,18 @@ class RNN(nn.RNNBase):
         self.nonlinearity = nonlinearity
         recurrent_dropout = kwargs.pop("recurrent_dropout", 0.0)
         zoneout = kwargs.pop("zoneout", 0.0)
+        alpha = kwargs.pop("alpha", 1.0)
         functional.check_probabilities(recurrent_dropout=recurrent_dropout, zoneout=zoneout)
+        functional.check_alpha(alpha)
         super().__init__("RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU", *args, **kwargs)
         self.recurrent_dropout = recurrent_dropout
         self.zoneout = zoneout
+        self.alpha = alpha
 
     def extra_repr(self) -> str:
         own = {"recurrent_dropout": self.recurrent_dropout, "zoneout": self.zoneout}
+        if self.alpha != 1:
+            own["alpha"] = self.alpha
         return super().extra_repr() + "".join(f", {name}={p}" for name, p in own.items() if p)
 
     def _weights(self) -> list[list[Tensor]]:
@@ -214,7 +223,9 @@ class RNN(nn.RNNBase):
         if type(x) is not Tensor or x.is_nested or torch._C._is_any_autocast_enabled():
             return None
         w_ih, w_hh, b_ih, b_hh = weights if self.bias else (*weights, None, None)
-        if x.dim() != 3 or x.dtype != w_hh.dtype or self.zoneout or (self.recurrent_dropout and self.training):
+        if x.dim() != 3 or x.dtype != w_hh.dtype:
+            return None
+        if self.zoneout or self.alpha != 1 or (self.recurrent_dropout and self.training):
             return None
         # On another device it is moved first.
         if reset is not None and not (_is_reset(reset, x) and reset.device == x.device):
@@ -258,6 +269,7 @@ class RNN(nn.RNNBase):
             reset=reset,
             recurrent_dropout=self.recurrent_dropout,
             zoneout=self.zoneout,
+            alpha=self.alpha,
             checkpoint_every=checkpoint_every,
             return_all_layers=return_all_layers,
         )

@@ -28,7 +28,8 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     Raises:
         ImportError: onnxscript is not installed.
-        ValueError: in the export, of a model that runs packed sequences, resets, recurrent dropout or zoneout.
+        ValueError: in the export, of a model that runs packed sequences, resets, recurrent dropout, zoneout or
+            ``alpha``.
 
     Example:
         >>> example = (torch.randn(5, 3, 10),)
@@ -67,7 +68,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         if mask is not None:
             raise ValueError("ONNX's RNN has no recurrent dropout; export the model in eval mode")
         if leak is not None:
-            raise ValueError("ONNX's RNN has no zoneout, which acts in eval mode too; set the module's zoneout to 0")
+            raise ValueError("ONNX's RNN has no states that leak; set the module's zoneout to 0, and its alpha to 1")
         groups, hidden = len(direction), w_hh.shape[1]
         # ONNX stacks directions where ours stand one below the other: (G*H, ...) is its (G, H, ...).
         bias = None

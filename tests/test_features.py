@@ -176,6 +176,11 @@ def _(make: Make) -> None:
     make(3, 4, zoneout=0.5)(torch.randn(5, 2, 3))[0].sum().backward()
 
 
+@row("[`alpha=dt/tau`](docs/training.md#leaky-units): leaky units, as in models of neurons, in the kernel")
+def _(make: Make) -> None:
+    make(3, 4, alpha=0.2)(torch.randn(5, 2, 3))[0].sum().backward()
+
+
 @row("[`return_all_layers=True`](docs/sequences.md#every-layers-states)")
 def _(make: Make) -> None:
     assert len(make(3, 4, 2)(torch.randn(5, 2, 3), return_all_layers=True)[0]) == 2

@@ -130,7 +130,7 @@ class Resets(nn.Module):
         return self.rnn(x, reset=x[..., 0] > 0)[0]
 
 
-NO_ZONEOUT = "ONNX's RNN has no zoneout, which acts in eval mode too; set the module's zoneout to 0"
+NO_LEAK = "ONNX's RNN has no states that leak; set the module's zoneout to 0, and its alpha to 1"
 PACKED = pack_sequence([torch.randn(5, 11), torch.randn(2, 11)])
 
 
@@ -138,7 +138,8 @@ PACKED = pack_sequence([torch.randn(5, 11), torch.randn(2, 11)])
     ("model", "x", "cause"),
     [
         (rnn_ext.RNN(11, 7), PACKED, "ONNX has no packed sequences; run the padded batch with lengths instead"),
-        (rnn_ext.RNN(11, 7, zoneout=0.5), torch.randn(5, 2, 11), NO_ZONEOUT),
+        (rnn_ext.RNN(11, 7, zoneout=0.5), torch.randn(5, 2, 11), NO_LEAK),
+        (rnn_ext.RNN(11, 7, alpha=0.5), torch.randn(5, 2, 11), NO_LEAK),
         (Resets(), torch.randn(5, 2, 11), "ONNX's RNN has no resets; export the model for one episode at a time"),
     ],
 )
