@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def check_probabilities(*, recurrent_dropout: float, zoneout: float) -> None:
 
 def check_alpha(alpha: float) -> None:
     """Raises ValueError for what is not above 0 and at most 1."""
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha <= 1:
+    if not isinstance(alpha, Real) or isinstance(alpha, bool) or not 0 < alpha <= 1:
         raise ValueError(f"alpha must be a number above 0 and at most 1, what a step renews of a state, got {alpha!r}")
 
 
@@ -98,7 +99,8 @@ def rnn(
         alpha: what a step renews of each state: ``h_t = (1 - alpha) * h_{t-1} + alpha * phi(...)``, the Euler step of
             ``tau dh/dt = -h + phi(...)`` with ``alpha = dt / tau`` (leaky integrator units: Jaeger et al.,
             "Optimization and applications of echo state networks with leaky-integrator neurons", 2007). Of units that
-            zoneout keeps, nothing.
+            zoneout keeps, nothing. In 16 bits ``1 - alpha`` is rounded, and so are the states' small changes; autocast
+            leaves such layers in float32.
         checkpoint_every: in training, keep only the states of every so many steps, and compute those between again
             in backward (:mod:`rnn_ext.checkpoint`); None for keeping all of them.
         return_all_layers: the first result is a list of every layer's output, before dropout, the last one the output.
@@ -108,15 +110,14 @@ def rnn(
 
     Raises:
         ValueError: an unknown nonlinearity, a number of weight groups that does not fit, a probability that is none, an
-            ``alpha`` that is not above 0 and at most 1, or ``checkpoint_every`` that is not positive or comes with
-            ragged sequences or ``return_all_layers``.
+            ``alpha`` that is not above 0 and at most 1 or that 16 bits do not hold, or ``checkpoint_every`` that is not
+            positive or comes with ragged sequences or ``return_all_layers``.
         RuntimeError: a shape or dtype that does not fit.
     """
     _check_nonlinearity(nonlinearity)
     if recurrent_dropout or zoneout:
         check_probabilities(recurrent_dropout=recurrent_dropout, zoneout=zoneout)
-    if alpha != 1:
-        check_alpha(alpha)
+    check_alpha(alpha)
     directions = 2 if bidirectional else 1
     if not weights or len(weights) % directions:
         raise ValueError(
@@ -137,14 +138,15 @@ def rnn(
             input = zero_where_ended(input, lengths)
         elif hx is not None and hx.shape[1] != len(lengths):
             raise RuntimeError(f"hx must have states of {len(lengths)} sequences, got {tuple(hx.shape)}")
-        elif not whole:
+        elif not whole and len(lengths) > 0:
             padding = Padding(input, lengths)
             input, batch_sizes, lengths = padding.pack(input), padding.batch_sizes, None
             hx = None if hx is None else hx.index_select(1, padding.order)
     device_type = input.device.type
     if torch._C._is_any_autocast_enabled() and device_type != "meta" and torch.is_autocast_enabled(device_type):
-        # nn.RNN's op is on autocast's list of those to run in the lower precision.
-        dtype = torch.get_autocast_dtype(device_type)
+        # nn.RNN's op is on autocast's list of those to run in the lower precision. Leaky units, whose states change by
+        # little in a step, are not.
+        dtype = torch.get_autocast_dtype(device_type) if alpha == 1 else torch.float32
         input = _autocast(input, dtype)
         hx = None if hx is None else _autocast(hx, dtype)
         weights = [[_autocast(w, dtype) for w in group] for group in weights]
@@ -161,7 +163,9 @@ def rnn(
     if masked:
         batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0]) if hx is None else hx.shape[1]
         ones = input.new_ones(directions, batch, weights[0][1].shape[1])
-        masks = [F.dropout(ones, recurrent_dropout, True) for _ in masks]
+        drawn = [F.dropout(ones, recurrent_dropout, True) for _ in masks]
+        # A sequence's draw is its own, whichever row it has become.
+        masks = [mask if padding is None else mask.index_select(1, padding.order) for mask in drawn]
 
     rows = (batch_sizes, lengths, reset)
     options = (nonlinearity, dropped, zoneout, alpha, training)
@@ -236,6 +240,9 @@ def _leak(x: Tensor, columns: int, zoneout: float, alpha: float, training: bool)
     expectation, all but alpha."""
     if not zoneout and alpha == 1:
         return None
+    # A quarter: below 1 numbers are half as far apart, and half of that is rounded to 1.
+    if alpha <= torch.finfo(x.dtype).eps / 4:
+        raise ValueError(f"alpha = {alpha} is nothing in {x.dtype}, where 1 - alpha is 1; use float32")
     shape = (*x.shape[:-1], columns)
     if not (zoneout and training):
         return x.new_full((columns,), zoneout + (1 - zoneout) * (1 - alpha)).expand(shape)

@@ -7,6 +7,10 @@ there they are float32 products, rounded once, as in ``csrc/cpu/gemm.cpp``, whic
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +28,21 @@ def has_gemm(dtype: torch.dtype) -> bool:
     return dtype not in _NAMES or _C.has_gemm(_NAMES[dtype])
 
 
+def _in_their_dtype(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Without autocast, which would give another dtype than the kernels were given. What is to be cast has been."""
+
+    @wraps(product)
+    def run(a: Tensor, *rest: Any) -> Tensor:
+        device_type = a.device.type
+        if not torch._C._is_any_autocast_enabled() or device_type == "meta":
+            return product(a, *rest)
+        with torch.autocast(device_type, enabled=False):
+            return product(a, *rest)
+
+    return run
+
+
+@_in_their_dtype
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b``: ``(..., n, k)`` by ``(..., k, m)``, of one dtype."""
     return (a.float() @ b.float()).to(a.dtype) if _by_float(a, b.shape[-1]) else a @ b
@@ -37,6 +56,7 @@ def product_of_columns(s: Tensor, x: Tensor) -> Tensor:
     return matmul(s.t(), x)
 
 
+@_in_their_dtype
 def addmm(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """``total + a @ b``: matrices of one dtype."""
     if not _by_float(a, b.shape[1]):
@@ -44,6 +64,7 @@ def addmm(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.addmm(total.float(), a.float(), b.float()).to(a.dtype)
 
 
+@_in_their_dtype
 def linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     """``x Wᵀ + bias``: ``(..., I)`` by ``(O, I)`` and ``(O,)``, of one dtype."""
     if not _by_float(x, w.shape[0]):
@@ -52,7 +73,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _by_float(a: Tensor, columns: int) -> bool:
-    # What is recorded is to run elsewhere, too; and autocast would turn the floats back.
-    if not a.is_cpu or a.dtype.itemsize != 2 or dispatch.recorded() or torch.is_autocast_enabled("cpu"):
+    # What is recorded is to run elsewhere, too.
+    if not a.is_cpu or a.dtype.itemsize != 2 or dispatch.recorded():
         return False
     return not has_gemm(a.dtype) and a.numel() * columns > _WORTH_FLOAT

@@ -70,6 +70,8 @@ def layer(
     if torch.compiler.is_exporting():
         return torch.ops.rnn_ext.layer(x, h0, w_ih, w_hh, b_ih, b_hh, *rest)
     tensors = (x, h0, w_ih, w_hh, b_ih, b_hh)
+    if mask is not None:
+        dispatch.check_constant(mask=mask)
     if leak is None and direction in _ALTERNATING and w_hh.numel():
         done = plain((*tensors, batch_sizes, lengths, reset, mask), nonlinearity, direction, editable)
         if done is not None:

@@ -92,7 +92,7 @@ class RNN(nn.RNNBase):
         super().__init__("RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU", *args, **kwargs)
         self.recurrent_dropout = recurrent_dropout
         self.zoneout = zoneout
-        self.alpha = alpha
+        self.alpha = float(alpha)
 
     def extra_repr(self) -> str:
         own = {"recurrent_dropout": self.recurrent_dropout, "zoneout": self.zoneout}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import cell_loop
+from helpers import assert_as_accurate, cell_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -114,15 +115,53 @@ def test_a_step_of_the_input_is_followed_exponentially() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_autocast_and_other_dtypes(dtype: torch.dtype) -> None:
-    module, x, hx, leaks = case(6, 0.25, bidirectional=True)
-    expected = cell_loop(module, x, hx, leaks)[0].float()
-    module, x, hx = module.float(), x.float(), hx.float()
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        output, _ = module(x, hx)
-    assert output.dtype == dtype
-    near = 100 * torch.finfo(dtype).eps
-    torch.testing.assert_close(output.float(), expected, rtol=near, atol=near)
+@pytest.mark.parametrize("alpha", [0.3, 0.9])
+def test_other_dtypes(alpha: float, dtype: torch.dtype) -> None:
+    """As accurate as the loop in the same dtype, from the same numbers."""
+    module, x, hx, leaks = case(6, alpha, bidirectional=True)
+    module = module.to(dtype)
+    x, hx = (t.detach().to(dtype).requires_grad_() for t in (x, hx))
+    exact = copy.deepcopy(module).double()
+    leaks = [leak.to(dtype) for leak in leaks]
+
+    def results(run: Any, module: nn.Module, x: Tensor, hx: Tensor) -> list[Tensor]:
+        output, h_n = run(module, x, hx)
+        return [output, h_n, *torch.autograd.grad(output.sum() + h_n.sum(), [x, hx, *module.parameters()])]
+
+    def loop(module: rnn_ext.RNN, x: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
+        return cell_loop(module, x, hx, [leak.to(x.dtype) for leak in leaks])
+
+    double = [t.detach().double().requires_grad_() for t in (x, hx)]
+    found = results(lambda module, x, hx: module(x, hx), module, x, hx)
+    for ours, theirs, right in zip(found, results(loop, module, x, hx), results(loop, exact, *double), strict=True):
+        assert_as_accurate(ours, theirs, right, f"alpha = {alpha}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_leaves_it_in_float32(dtype: torch.dtype) -> None:
+    module, x = rnn_ext.RNN(2, HIDDEN, 2, alpha=0.3), torch.randn(6, BATCH, 2)
+    results = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            output, h_n = module(x)
+            results.append([output, h_n, *torch.autograd.grad(output.sin().sum(), list(module.parameters()))])
+    assert all(map(torch.equal, *results))
+    with torch.autocast("cpu", dtype):
+        assert module(x.to(dtype))[0].dtype == torch.float32  # what a layer before it gives
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 2.0**-9), (torch.float16, 2.0**-12)])
+def test_an_alpha_that_16_bits_do_not_hold(dtype: torch.dtype, least: float) -> None:
+    x = torch.ones(3, 1, 2, dtype=dtype)
+    with pytest.raises(ValueError, match=f"alpha = {least} is nothing in {dtype}, where 1 - alpha is 1; use float32"):
+        rnn_ext.RNN(2, HIDDEN, alpha=least).to(dtype)(x)
+    assert rnn_ext.RNN(2, HIDDEN, alpha=1.01 * least).to(dtype)(x)[0].any()
+
+
+def test_an_empty_batch() -> None:
+    output, h_n = rnn_ext.RNN(2, HIDDEN, alpha=0.3)(torch.randn(3, 0, 2), lengths=torch.zeros(0, dtype=torch.int64))
+    assert output.shape == (3, 0, HIDDEN)
+    assert h_n.shape == (1, 0, HIDDEN)
 
 
 def test_compiled_in_one_graph() -> None:
@@ -139,7 +178,7 @@ def test_compiled_in_one_graph() -> None:
 def test_of_a_module() -> None:
     module = rnn_ext.RNN(2, HIDDEN, alpha=0.25)
     assert "alpha=0.25" in repr(module) and "alpha" not in repr(rnn_ext.RNN(2, HIDDEN))
-    assert copy.deepcopy(module).alpha == 0.25
+    assert copy.deepcopy(module).alpha == 0.25 == rnn_ext.RNN(2, HIDDEN, alpha=np.float32(0.25)).alpha
     assert module.state_dict().keys() == nn.RNN(2, HIDDEN).state_dict().keys()
     assert rnn_ext.from_torch(nn.RNN(2, HIDDEN)).alpha == 1
     with pytest.raises(ValueError, match=r"torch.nn.RNN has no alpha, but 1 has alpha=0.25; set it to 1 first"):
@@ -156,6 +195,5 @@ def test_bad_values(alpha: Any) -> None:
     message = f"alpha must be a number above 0 and at most 1, what a step renews of a state, got {alpha!r}"
     with pytest.raises(ValueError, match=message):
         rnn_ext.RNN(2, HIDDEN, alpha=alpha)
-    if alpha is not True:
-        with pytest.raises(ValueError, match=message):
-            functional.rnn(torch.randn(4, 3, 2), [[torch.randn(5, 2), torch.randn(5, 5)]], alpha=alpha)
+    with pytest.raises(ValueError, match=message):
+        functional.rnn(torch.randn(4, 3, 2), [[torch.randn(5, 2), torch.randn(5, 5)]], alpha=alpha)

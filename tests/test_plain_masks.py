@@ -129,9 +129,26 @@ def test_recurrent_dropout_of_padded_batches(options: dict[str, int], plain_call
         torch.testing.assert_close(found(x), expected)
 
 
+def test_a_draw_is_the_same_by_either_way() -> None:
+    """Also where the sequences are packed, in another order."""
+    module, x, lengths = rnn_ext.RNN(3, 5, recurrent_dropout=0.5), torch.randn(6, 3, 3), torch.tensor([2, 6, 4])
+    torch.manual_seed(0)
+    expected, _ = module(x, lengths=lengths)
+    torch.manual_seed(0)
+    found, _ = torch.func.jvp(lambda x: module(x, lengths=lengths)[0], (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_mask_is_a_constant() -> None:
+    module, mask = rnn_ext.RNN(3, 5), torch.ones(1, 2, 5, requires_grad=True)
+    with pytest.raises(RuntimeError, match="mask must be a constant"):
+        layer(torch.randn(4, 2, 3), module.all_weights, None, "tanh", None, None, None, mask, None, (1,))
+
+
 @pytest.mark.parametrize(
     ("mask", "sentence"),
     [
+        (torch.zeros(()), r"mask must have shape \(1, 2, 5\), got \(\)"),
         (torch.zeros(1, 2, 4), r"mask must have shape \(1, 2, 5\), got \(1, 2, 4\)"),
         (torch.zeros(1, 2, 5).double(), "all of the tensors must be on w's device and of its dtype"),
     ],

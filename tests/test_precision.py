@@ -111,3 +111,16 @@ def test_gradient_scaler() -> None:
     step(torch.inf)
     assert scaler.get_scale() == scale / 2
     torch.testing.assert_close(list(model.parameters()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"zoneout": 0.3}, {"alpha": 0.3}, {"bidirectional": True, "alpha": 0.3}])
+def test_backward_under_autocast(options: dict[str, Any]) -> None:
+    """Of what was made without it: the products of backward stay in the dtype that they are given."""
+    module, x = rnn_ext.RNN(3, 5, **options), torch.randn(6, 2, 3)
+    results = []
+    for enabled in (True, False):
+        torch.manual_seed(0)
+        output, _ = module(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            results.append(torch.autograd.grad(output, list(module.parameters()), torch.ones_like(output)))
+    assert all(map(torch.equal, *results))

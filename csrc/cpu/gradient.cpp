@@ -128,6 +128,7 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
     check_shape(h, {x.size(0), batch, columns}, "h");
   if (g && !batch_sizes) check_shape(*g, {x.size(0), batch, columns}, "g");
   if (h0) check_shape(*h0, {groups, batch, hidden}, "h0");
+  if (mask) check_shape(*mask, {groups, batch, hidden}, "mask");
   const Gradient unit_mask = mask ? with_unit_stride(*mask) : mask;
   std::optional<Resets> resets;
   if (reset) {
