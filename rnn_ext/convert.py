@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from rnn_ext.modules import RNN, RNNCell
+from rnn_ext.modules import OWN_OPTIONS, RNN, RNNCell
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -59,11 +59,11 @@ def to_torch(model: M) -> M:
     for name, module in model.named_modules():
         if not isinstance(module, RNN):
             continue
-        for feature, without in (("recurrent_dropout", 0), ("zoneout", 0), ("alpha", 1)):
-            value = getattr(module, feature)
+        for feature in OWN_OPTIONS:
+            value, without = getattr(module, feature), getattr(RNN, feature)
             if value != without:
                 raise ValueError(
                     f"torch.nn.RNN has no {feature.replace('_', ' ')}, but {name or 'the module'} has "
-                    f"{feature}={value}; set it to {without} first"
+                    f"{feature}={value}; set it to {without:g} first"
                 )
     return _convert(model, _TO_TORCH)

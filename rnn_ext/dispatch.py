@@ -46,6 +46,12 @@ def recorded() -> bool:
     return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for tensors of a device."""
+    kind = device.type
+    return torch._C._is_any_autocast_enabled() and kind != "meta" and torch.is_autocast_enabled(kind)
+
+
 def wants_gradient(args: Sequence[Any]) -> bool:
     """Whether autograd is to record a call with these arguments."""
     if torch.is_grad_enabled():

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnn_ext import ops
+from rnn_ext import dispatch, ops
 from rnn_ext.checkpoint import check_arguments, checkpointed
 from rnn_ext.layer import detachable, layer, takes_padding
 from rnn_ext.layout import zero_where_ended
@@ -138,15 +138,14 @@ def rnn(
             input = zero_where_ended(input, lengths)
         elif hx is not None and hx.shape[1] != len(lengths):
             raise RuntimeError(f"hx must have states of {len(lengths)} sequences, got {tuple(hx.shape)}")
-        elif not whole and len(lengths) > 0:
+        elif not whole and len(lengths) > 0:  # packed, no sequences are no steps
             padding = Padding(input, lengths)
             input, batch_sizes, lengths = padding.pack(input), padding.batch_sizes, None
             hx = None if hx is None else hx.index_select(1, padding.order)
-    device_type = input.device.type
-    if torch._C._is_any_autocast_enabled() and device_type != "meta" and torch.is_autocast_enabled(device_type):
+    if dispatch.autocasts(input.device):
         # nn.RNN's op is on autocast's list of those to run in the lower precision. Leaky units, whose states change by
         # little in a step, are not.
-        dtype = torch.get_autocast_dtype(device_type) if alpha == 1 else torch.float32
+        dtype = torch.get_autocast_dtype(input.device.type) if alpha == 1 else torch.float32
         input = _autocast(input, dtype)
         hx = None if hx is None else _autocast(hx, dtype)
         weights = [[_autocast(w, dtype) for w in group] for group in weights]

@@ -33,10 +33,9 @@ def _in_their_dtype(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(product)
     def run(a: Tensor, *rest: Any) -> Tensor:
-        device_type = a.device.type
-        if not torch._C._is_any_autocast_enabled() or device_type == "meta":
+        if not dispatch.autocasts(a.device):
             return product(a, *rest)
-        with torch.autocast(device_type, enabled=False):
+        with torch.autocast(a.device.type, enabled=False):
             return product(a, *rest)
 
     return run

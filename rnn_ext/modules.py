@@ -20,6 +20,9 @@ from rnn_ext.layer import plain
 from rnn_ext.nested import Jagged
 from rnn_ext.packing import wrong_with
 
+# RNN's options that nn.RNN does not have. What each is without them, the class says.
+OWN_OPTIONS = ("recurrent_dropout", "zoneout", "alpha")
+
 
 class RNN(nn.RNNBase):
     """A multi-layer Elman RNN, a drop-in for ``torch.nn.RNN``.
@@ -95,10 +98,8 @@ class RNN(nn.RNNBase):
         self.alpha = float(alpha)
 
     def extra_repr(self) -> str:
-        own = {"recurrent_dropout": self.recurrent_dropout, "zoneout": self.zoneout}
-        if self.alpha != 1:
-            own["alpha"] = self.alpha
-        return super().extra_repr() + "".join(f", {name}={p}" for name, p in own.items() if p)
+        own = {name: getattr(self, name) for name in OWN_OPTIONS}
+        return super().extra_repr() + "".join(f", {k}={v}" for k, v in own.items() if v != getattr(RNN, k))
 
     def _weights(self) -> list[list[Tensor]]:
         """The current weights by layer and direction, with torch's cache of them brought up to date."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import rnn_ext
 
@@ -88,3 +88,48 @@ def cell_loop(
             states.append(h)
         x = torch.cat(outputs, -1)
     return x, torch.stack(states)
+
+
+def ragged_cell_loop(
+    module: rnn_ext.RNN,
+    x: Tensor,
+    hx: Tensor,
+    lengths: list[int],
+    leaks: list[Tensor] | None = None,
+    masks: list[Tensor] | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`cell_loop` of each sequence of a padded batch by itself, as long as it is; zeros after its end."""
+    outputs, states = [], []
+    for b, length in enumerate(lengths):
+        own = slice(b, b + 1)
+        output, h_n = cell_loop(
+            module,
+            x[:length, own],
+            hx[:, own],
+            None if leaks is None else [leak[:length, own] for leak in leaks],
+            None if masks is None else [mask[:, own] for mask in masks],
+            None if reset is None else reset[:length, own],
+        )
+        outputs.append(F.pad(output, (0, 0, 0, 0, 0, len(x) - length)))
+        states.append(h_n)
+    return torch.cat(outputs, 1), torch.cat(states, 1)
+
+
+def call_ragged(kind: str, module: rnn_ext.RNN, x: Tensor, hx: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """A module's results for a padded batch, longest first, by way of "lengths", "packed" or "nested"; padded again."""
+    if kind == "lengths":
+        return module(x, hx, lengths=torch.tensor(lengths))
+    rows = [x[:n, i] for i, n in enumerate(lengths)]
+    if kind == "packed":
+        packed, h_n = module(nn.utils.rnn.pack_sequence(rows), hx)
+        return nn.utils.rnn.pad_packed_sequence(packed)[0], h_n
+    nested, h_n = module(torch.nested.as_nested_tensor(rows, layout=torch.jagged), hx)
+    return nn.utils.rnn.pad_sequence(list(nested.unbind())), h_n
+
+
+def assert_same(module: rnn_ext.RNN, x: Tensor, hx: Tensor, *results: tuple[Tensor, Tensor]) -> None:
+    """The same outputs, and the same gradients of a loss in which both of them are."""
+    torch.testing.assert_close(*results)
+    inputs = [x, hx, *module.parameters()]
+    torch.testing.assert_close(*(torch.autograd.grad(y.sin().sum() + last.cos().sum(), inputs) for y, last in results))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_as_accurate, cell_loop
+from helpers import assert_as_accurate, assert_same, call_ragged, cell_loop, ragged_cell_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -27,13 +27,6 @@ def case(time: int, alpha: float, **options: Any) -> tuple[rnn_ext.RNN, Tensor, 
     x = torch.randn(time, BATCH, 2, dtype=torch.float64, requires_grad=True)
     hx = torch.randn(2 * directions, BATCH, HIDDEN, dtype=torch.float64, requires_grad=True)
     return module, x, hx, [torch.full((time, BATCH, directions * HIDDEN), 1 - alpha, dtype=torch.float64)] * 2
-
-
-def assert_same(module: rnn_ext.RNN, x: Tensor, hx: Tensor, *results: tuple[Tensor, Tensor]) -> None:
-    """The same outputs, and the same gradients of a loss in which both of them are."""
-    torch.testing.assert_close(*results)
-    inputs = [x, hx, *module.parameters()]
-    torch.testing.assert_close(*(torch.autograd.grad(y.sin().sum() + last.cos().sum(), inputs) for y, last in results))
 
 
 @settings(max_examples=40)
@@ -81,22 +74,8 @@ def test_beside(kind: str, time: int, bidirectional: bool) -> None:
 def test_ragged(bidirectional: bool, kind: str) -> None:
     module, x, hx, leaks = case(6, 0.3, bidirectional=bidirectional)
     lengths = [6, 4, 1]
-    pieces = []
-    for i, n in enumerate(lengths):
-        own = slice(i, i + 1)
-        pieces.append(cell_loop(module, x[:n, own], hx[:, own], [leak[:n, own] for leak in leaks]))
-    output = torch.cat([F.pad(y, (0, 0, 0, 0, 0, 6 - len(y))) for y, _ in pieces], 1)
-    expected = output, torch.cat([h_n for _, h_n in pieces], 1)
-    rows = [x[:n, i] for i, n in enumerate(lengths)]
-    if kind == "lengths":
-        found, h_n = module(x, hx, lengths=torch.tensor(lengths))
-    elif kind == "packed":
-        packed, h_n = module(nn.utils.rnn.pack_sequence(rows), hx)
-        found = nn.utils.rnn.pad_packed_sequence(packed)[0]
-    else:
-        nested, h_n = module(torch.nested.as_nested_tensor(rows, layout=torch.jagged), hx)
-        found = nn.utils.rnn.pad_sequence(list(nested.unbind()))
-    assert_same(module, x, hx, (found, h_n), expected)
+    expected = ragged_cell_loop(module, x, hx, lengths, leaks)
+    assert_same(module, x, hx, call_ragged(kind, module, x, hx, lengths), expected)
 
 
 def test_second_order() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import cell_loop
+from helpers import cell_loop, ragged_cell_loop
 from plain import DTYPES, Watch, compare_with_pieces
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -44,17 +45,12 @@ class Masked(nn.Module):
             return layer(x, groups, hx, phi, *rows, direction, True)
         if packed:
             x, _ = pad_packed_sequence(nn.utils.rnn.PackedSequence(x, batch_sizes))
-        time, batch = x.shape[:2]
         hx = x.new_zeros(self.mask.shape) if hx is None else hx
-        ragged = packed or "lengths" in self.kind
-        outputs, states = [], []
-        for own in [slice(b, b + 1) for b in range(batch)] if ragged else [slice(batch)]:
-            length = int(self.lengths[own.start]) if ragged else time
-            reset = None if self.reset is None else self.reset[:length, own]
-            output, h_n = cell_loop(self.module, x[:length, own], hx[:, own], masks=[self.mask[:, own]], reset=reset)
-            outputs.append(F.pad(output, (0, 0, 0, 0, 0, time - length)))
-            states.append(h_n)
-        output, h_n = torch.cat(outputs, 1), torch.cat(states, 1)
+        rows: dict[str, Any] = {"masks": [self.mask], "reset": self.reset}
+        if packed or "lengths" in self.kind:
+            output, h_n = ragged_cell_loop(self.module, x, hx, self.lengths.tolist(), **rows)
+        else:
+            output, h_n = cell_loop(self.module, x, hx, **rows)
         return pack_padded_sequence(output, self.lengths).data if packed else output, h_n
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import cell_loop
+from helpers import assert_same, call_ragged, cell_loop, ragged_cell_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -33,13 +33,6 @@ def case(
     x = torch.randn(time, batch, 2, dtype=torch.float64, requires_grad=True)
     hx = torch.randn(layers * directions, batch, HIDDEN, dtype=torch.float64, requires_grad=True)
     return module, x, hx, (time, batch, directions * HIDDEN)
-
-
-def assert_same(module: rnn_ext.RNN, x: Tensor, hx: Tensor, *results: tuple[Tensor, Tensor]) -> None:
-    """The same outputs, and the same gradients of a loss in which both of them are."""
-    torch.testing.assert_close(*results)
-    inputs = [x, hx, *module.parameters()]
-    torch.testing.assert_close(*(torch.autograd.grad(y.sin().sum() + last.cos().sum(), inputs) for y, last in results))
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -83,30 +76,16 @@ def test_eval_is_the_expectation(time: int, bidirectional: bool, nonlinearity: s
 def test_ragged(bidirectional: bool, kind: str, training: bool) -> None:
     module, x, hx, shape = case(6, bidirectional, layers=1)
     module.train(training)
-    lengths = torch.tensor([6, 4, 1])
-    rows = [x[:n, i] for i, n in enumerate(lengths.tolist())]
-    packed = nn.utils.rnn.pack_sequence(rows)
+    lengths = [6, 4, 1]
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths))
     torch.manual_seed(7)
     # All of them run as packed sequences, and draw for no step that there is not.
     z = drawn((len(packed.data), shape[2])) if training else torch.full(shape, P)
     if training:
         z = nn.utils.rnn.pad_packed_sequence(nn.utils.rnn.PackedSequence(z, packed.batch_sizes))[0]
-    pieces = [
-        cell_loop(module, x[:n, i : i + 1], hx[:, i : i + 1], [z[:n, i : i + 1]])
-        for i, n in enumerate(lengths.tolist())
-    ]
-    output = torch.cat([F.pad(y, (0, 0, 0, 0, 0, 6 - len(y))) for y, _ in pieces], 1)
-    expected = output, torch.cat([h_n for _, h_n in pieces], 1)
+    expected = ragged_cell_loop(module, x, hx, lengths, [z])
     torch.manual_seed(7)
-    if kind == "lengths":
-        found, h_n = module(x, hx, lengths=lengths)
-    elif kind == "packed":
-        found, h_n = module(packed, hx)
-        found = nn.utils.rnn.pad_packed_sequence(found)[0]
-    else:
-        nested, h_n = module(torch.nested.as_nested_tensor(rows, layout=torch.jagged), hx)
-        found = nn.utils.rnn.pad_sequence(list(nested.unbind()))
-    assert_same(module, x, hx, (found, h_n), expected)
+    assert_same(module, x, hx, call_ragged(kind, module, x, hx, lengths), expected)
 
 
 def chunks(time: int, every: int, direction: int) -> list[slice]:

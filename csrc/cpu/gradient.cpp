@@ -199,8 +199,9 @@ std::tuple<Gradient, Gradient, Gradient, Gradient, Gradient> plain_layer_backwar
   if (lengths && need_x) x_bar = padded_rows(*x_bar, *ragged, x);
   if (need_h0) h0_bar = batched_product(*s_first, w_hh);
   if (need_h0 && mask) h0_bar = times(*h0_bar, *mask);
-  const Gradient seed = h0 && mask ? times(*h0, *mask) : h0;
-  for (int64_t group = 0; need_w_hh && seed && group < groups; ++group) {
+  Gradient seed = need_w_hh ? h0 : std::nullopt;
+  if (seed && mask) seed = times(*seed, *mask);
+  for (int64_t group = 0; seed && group < groups; ++group) {
     const Tensor first = matrix(*s_first, batch, hidden, hidden, 1, group * batch * hidden);
     const Tensor before = matrix(*seed, batch, hidden, seed->stride(1), seed->stride(2), group * seed->stride(0));
     multiply(*w_hh_bars[group], transposed(first), before, /*add=*/true);
